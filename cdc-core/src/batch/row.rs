@@ -1,0 +1,70 @@
+//! Row records: one change, 16 bytes.
+
+use std::sync::Arc;
+
+use crate::model::TableSchema;
+
+/// What a change does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    /// A new row.
+    Insert,
+    /// A changed row.
+    Update,
+    /// A removed row.
+    Delete,
+    /// A row that is to be as given, whether or not it existed (net changes).
+    Upsert,
+    /// Emptied tables; see [`Truncation`].
+    Truncate,
+    /// A logical message of the source, applied to nothing.
+    Message,
+}
+
+/// The index that says "no image".
+pub const NO_IMAGE: u32 = u32::MAX;
+
+/// One change as stored; read it through [`super::ChangeEvent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowChange {
+    pub(crate) op: Op,
+    pub(crate) full_before: bool,
+    pub(crate) table: u16,
+    pub(crate) before: u32,
+    pub(crate) after: u32,
+    pub(crate) txn: u32,
+}
+
+impl RowChange {
+    /// What the change does.
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
+    /// The number of its table in the batch.
+    pub fn table(&self) -> usize {
+        usize::from(self.table)
+    }
+
+    /// The number of its transaction record in the batch.
+    pub fn txn(&self) -> usize {
+        self.txn as usize
+    }
+
+    /// The number of its truncation in the batch, for [`Op::Truncate`].
+    pub fn truncation(&self) -> usize {
+        self.before as usize
+    }
+}
+
+/// A TRUNCATE of one or more tables in one statement.
+#[derive(Debug, Clone)]
+pub struct Truncation {
+    /// the tables
+    pub tables: Vec<Arc<TableSchema>>,
+    /// whether dependants were truncated too (they are listed)
+    pub cascade: bool,
+    /// whether owned sequences were restarted
+    pub restart_identity: bool,
+}

@@ -1,0 +1,45 @@
+//! The engine-neutral core of cdc-sync.
+//!
+//! A change travels `source → decoder → batch → plan → sink → checkpoint`; the modules follow that path:
+//!
+//! - [`model`]: names, schemas, types, values, positions, transaction records
+//! - [`batch`]: the slab of decoded changes that moves between threads
+//! - [`source`]: what an engine provides to read its log ([`Source`], [`Decoder`])
+//! - [`plan`]: grouping whole source transactions and planning them as net sets or ordered statements
+//! - [`sink`]: what an engine provides to apply a plan ([`Sink`], [`Checkpoint`])
+//! - [`seed`]: the consistent initial copy
+//! - [`compare`]: rows of two sites in one order, for comparing them
+//! - [`engine`]: how a database is reached and inspected ([`Engine`], [`Site`])
+//! - [`pipeline`]: the threads between a source and a sink
+//! - [`error`]: one error type, with what to do about it
+//! - `testing` (feature `testing`): databases in memory, random histories, and the suites that every source and
+//!   sink runs
+//!
+//! Nothing here does network I/O, and nothing here names a database product.
+
+pub mod batch;
+pub mod compare;
+pub mod engine;
+pub mod error;
+pub mod model;
+pub mod pipeline;
+pub mod plan;
+pub mod seed;
+pub mod sink;
+pub mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use batch::{Batch, Cell, ChangeEvent, Datum, Op};
+pub use engine::{Engine, Site, TableSelection};
+pub use error::{Action, Error, Kind, Result};
+pub use model::{
+    ColumnSchema, DataType, Encoding, Position, SourceIdentity, TableName, TableSchema, TxnId, TxnRecord,
+    TxnSeq, Value,
+};
+pub use sink::{Checkpoint, CommitOutcome, Sink};
+pub use source::{Decoder, RawChunk, Source};
+
+/// A boxed, `Send` future: the erased form in which engines return asynchronous work, boxed once a chunk or
+/// batch and never once a row.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;

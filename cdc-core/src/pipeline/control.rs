@@ -1,0 +1,96 @@
+//! What the outside tells a running stream, and what it can learn from it: stop, heartbeats, markers.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::gate::Gate;
+
+/// Heartbeats kept while they are under way; older ones are forgotten (their lag is then unknown, not wrong).
+const BEATS_UNDER_WAY: usize = 65_536;
+
+/// Shared by a stream's sessions, its heartbeat writer and whoever waits for it. Outlives restarts.
+#[derive(Debug, Default)]
+pub struct Control {
+    stop: AtomicBool,
+    deadline: Mutex<Option<Instant>>,
+    /// lets a verify hold the stream still
+    pub gate: Gate,
+    beats: Mutex<VecDeque<(i64, Instant)>>,
+    markers: Mutex<HashSet<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    /// A control that lets the stream run.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the stream to stop reading and to finish what it has within `timeout`; what is not finished then
+    /// is rolled back.
+    pub fn stop(&self, timeout: Duration) {
+        lock(&self.deadline).get_or_insert_with(|| Instant::now() + timeout);
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a stop was asked for.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Whether a stop was asked for and its time is over.
+    pub fn expired(&self) -> bool {
+        self.stopping() && lock(&self.deadline).is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Notes that heartbeat `beat` is being written now.
+    pub fn beat_sent(&self, beat: i64) {
+        let mut beats = lock(&self.beats);
+        if beats.len() == BEATS_UNDER_WAY {
+            beats.pop_front();
+        }
+        beats.push_back((beat, Instant::now()));
+    }
+
+    /// How long ago the newest heartbeat up to `beat` was sent, now that it is committed on the target; older
+    /// ones are done with too.
+    pub(crate) fn beat_arrived(&self, beat: i64) -> Option<Duration> {
+        let mut beats = lock(&self.beats);
+        let mut lag = None;
+        while let Some((number, sent)) = beats.front().copied() {
+            if number > beat {
+                break;
+            }
+            beats.pop_front();
+            if number == beat {
+                lag = Some(sent.elapsed());
+            }
+        }
+        lag
+    }
+
+    /// How long the oldest heartbeat that has not arrived has been under way.
+    pub fn oldest_beat_under_way(&self) -> Option<Duration> {
+        lock(&self.beats).front().map(|(_, sent)| sent.elapsed())
+    }
+
+    /// Forgets heartbeats whose write failed or whose stream was interrupted: their lag means nothing.
+    pub fn forget_beats(&self) {
+        lock(&self.beats).clear();
+    }
+
+    /// Notes that the transaction of marker `id` is committed on the target.
+    pub(crate) fn marker_arrived(&self, id: String) {
+        lock(&self.markers).insert(id);
+    }
+
+    /// Whether the transaction of marker `id` is committed on the target.
+    pub fn marker_reached(&self, id: &str) -> bool {
+        lock(&self.markers).contains(id)
+    }
+}

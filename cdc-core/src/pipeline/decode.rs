@@ -1,0 +1,51 @@
+//! The decode thread: chunks to batches. No I/O, no clock.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::stats::StreamStats;
+use crate::batch::Batch;
+use crate::error::Result;
+use crate::model::TxnSeq;
+use crate::source::{Decoder, RawChunk};
+
+pub(super) struct DecodeStage {
+    pub(super) decoder: Box<dyn Decoder>,
+    pub(super) chunks: Receiver<RawChunk>,
+    pub(super) emptied: Sender<RawChunk>,
+    pub(super) batches: Sender<Batch>,
+    pub(super) recycled: Receiver<Batch>,
+    pub(super) stats: Arc<StreamStats>,
+}
+
+impl DecodeStage {
+    pub(super) fn run(mut self) -> Result<()> {
+        let mut seq = TxnSeq::default();
+        while let Ok(chunk) = self.chunks.recv() {
+            let mut batch = self.recycled.try_recv().unwrap_or_default();
+            batch.clear();
+            self.decoder.decode(&chunk, &mut batch)?;
+            if let Some(at) = chunk.received {
+                batch.set_received(at);
+            }
+            // A full return channel means enough chunks are in circulation.
+            let _ = self.emptied.try_send(chunk);
+            if cfg!(debug_assertions) {
+                batch.verify()?;
+            }
+            for txn in batch.txns_mut() {
+                seq.0 += u64::from(txn.first);
+                txn.seq = seq;
+            }
+            self.stats.update(|stats| {
+                stats.decoded_bytes += batch.bytes() as u64;
+                stats.decoded_changes += batch.rows().len() as u64;
+            });
+            if !batch.is_empty() && self.batches.send(batch).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}

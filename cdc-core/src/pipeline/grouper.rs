@@ -1,0 +1,178 @@
+//! Gathers batches into groups of whole source transactions, or parts of one that is too large.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::batch::Batch;
+use crate::engine::Barrier;
+use crate::error::Result;
+use crate::model::{Position, TxnKind};
+use crate::plan::{Piece, TxnGroup};
+use crate::source::PositionTracker;
+
+/// What the grouper can do next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Gathered {
+    /// Nothing is gathered.
+    Nothing,
+    /// Something is gathered that may be applied now or grow further.
+    Some,
+    /// A source transaction is gathered only in part and small: it waits for its rest.
+    Incomplete,
+    /// What is gathered has to be applied before more is added.
+    Full,
+}
+
+/// Limits of one group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GroupLimits {
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
+}
+
+/// Holds what is decoded but not yet planned.
+pub(super) struct Grouper {
+    limits: GroupLimits,
+    group: TxnGroup,
+    rows: usize,
+    bytes: usize,
+    /// whether the newest transaction taken has not ended
+    open: bool,
+    /// whether the group must not grow whatever its size (a net window stands alone)
+    sealed: bool,
+    /// batches not taken yet, with the next transaction to take
+    waiting: VecDeque<(Arc<Batch>, usize)>,
+    idle: Option<Position>,
+    /// follows what has been taken, to know when a barrier is reached
+    taken: Box<dyn PositionTracker>,
+}
+
+impl Grouper {
+    pub(super) fn new(limits: GroupLimits, tracker: Box<dyn PositionTracker>) -> Self {
+        Self {
+            limits,
+            group: TxnGroup::default(),
+            rows: 0,
+            bytes: 0,
+            open: false,
+            sealed: false,
+            waiting: VecDeque::new(),
+            idle: None,
+            taken: tracker,
+        }
+    }
+
+    /// Adds a decoded batch.
+    pub(super) fn add(&mut self, batch: Batch) {
+        self.waiting.push_back((Arc::new(batch), 0));
+    }
+
+    /// Moves waiting transactions into the group as far as limits and barrier allow.
+    pub(super) fn gather(&mut self, barrier: Option<&Barrier>) -> Result<Gathered> {
+        while let Some((batch, next)) = self.waiting.pop_front() {
+            let end = self.take(&batch, next, barrier)?;
+            if end < batch.txns().len() {
+                self.waiting.push_front((batch, end));
+                break;
+            }
+            if let Some(position) = batch.idle() {
+                self.idle = Some(position.clone());
+                self.taken.advance(position)?;
+            }
+        }
+        Ok(match (self.group.pieces.is_empty(), self.full(), self.open) {
+            (true, _, _) => Gathered::Nothing,
+            (false, true, _) => Gathered::Full,
+            (false, false, true) => Gathered::Incomplete,
+            (false, false, false) => Gathered::Some,
+        })
+    }
+
+    /// Takes transaction records of `batch` from number `next` on; returns the first one not taken.
+    fn take(&mut self, batch: &Arc<Batch>, next: usize, barrier: Option<&Barrier>) -> Result<usize> {
+        let mut end = next;
+        for txn in batch.txns().iter().skip(next) {
+            if self.full() {
+                break;
+            }
+            if txn.first {
+                let held = match barrier {
+                    None => false,
+                    Some(Barrier::Hold) => true,
+                    Some(Barrier::HoldAt(position)) => self.taken.is_after(txn, position)?,
+                };
+                let alone = txn.kind == TxnKind::NetWindow && !self.group.pieces.is_empty();
+                if held || alone {
+                    self.sealed |= alone;
+                    break;
+                }
+            }
+            self.rows += txn.rows.len();
+            self.open = !txn.last;
+            if txn.last {
+                self.taken.fold(txn)?;
+                self.idle = None;
+                self.sealed |= txn.kind == TxnKind::NetWindow;
+            }
+            end += 1;
+        }
+        if end > next {
+            let txns = batch.txns();
+            let rows = txns[next].rows.start as usize..txns[end - 1].rows.end as usize;
+            // A batch's bytes are shared out by rows: exact accounting would need a pass over the cells.
+            self.bytes += batch.bytes() * rows.len() / batch.rows().len().max(1);
+            self.group.pieces.push(Piece {
+                batch: Arc::clone(batch),
+                txns: next..end,
+                rows,
+            });
+        }
+        Ok(end)
+    }
+
+    fn full(&self) -> bool {
+        self.sealed || self.rows >= self.limits.rows || self.bytes >= self.limits.bytes
+    }
+
+    /// Hands out the group, and whether its last transaction has ended.
+    pub(super) fn cut(&mut self) -> (TxnGroup, bool) {
+        self.rows = 0;
+        self.bytes = 0;
+        self.sealed = false;
+        (std::mem::take(&mut self.group), !self.open)
+    }
+
+    /// Whether batches wait to be taken.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The newest idle position, once everything before it has been cut.
+    pub(super) fn take_idle(&mut self) -> Option<Position> {
+        if self.group.pieces.is_empty() && !self.open {
+            self.idle.take()
+        } else {
+            None
+        }
+    }
+
+    /// Whether everything up to the barrier has been taken.
+    pub(super) fn has_reached(&self, barrier: &Barrier) -> Result<bool> {
+        if self.open {
+            return Ok(false);
+        }
+        match barrier {
+            Barrier::Hold => Ok(true),
+            Barrier::HoldAt(position) => {
+                let next = self
+                    .waiting
+                    .front()
+                    .and_then(|(batch, next)| batch.txns().get(*next));
+                match next {
+                    Some(txn) => self.taken.is_after(txn, position),
+                    None => self.taken.has_reached(position),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The threads between a source and a sink.
+//!
+//! ```text
+//! socket ─read─▶ RawChunk ─decode─▶ Batch ─group─▶ TxnGroup ─plan─▶ ApplyPlan ─apply─▶ target transaction
+//! [source thread]        [decode thread]      [plan thread]              [apply thread]     │
+//!       └── confirm(position) ◀──────── newest position durable on the target ◀─────────────┘
+//! ```
+//!
+//! [`run_session`] runs one connection of a stream until it is told to stop or something fails; whoever calls
+//! it restarts it from the checkpoint. Invariants:
+//!
+//! - A target transaction ends only where a source transaction ends, and its checkpoint says exactly which.
+//! - The source is told only positions whose checkpoint is committed. An idle position is stored before it is
+//!   told.
+//! - Every hop is a bounded channel; batches and chunks go back to be filled again, so the steady state does
+//!   not allocate per row.
+//! - Back-pressure never silences us: the source thread confirms on a timer while its channel is full.
+//! - Each thread ends when its input or output is gone; the first error is the session's.
+
+mod apply;
+mod control;
+mod decode;
+mod gate;
+mod grouper;
+mod internal;
+mod lag;
+mod plan;
+mod read;
+mod session;
+mod stats;
+
+pub use control::Control;
+pub use gate::Gate;
+pub use lag::{LagHistogram, LagSummary};
+pub use session::{PipelineConfig, Session, SessionEnd, SinkMaker, run_session};
+pub use stats::{Phase, StatsSnapshot, StreamStats};

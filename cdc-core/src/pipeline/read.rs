@@ -1,0 +1,120 @@
+//! The source thread: reads chunks, and keeps the source told and alive whatever happens downstream.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
+use tokio::runtime::Runtime;
+
+use super::control::Control;
+use super::session::Durable;
+use crate::error::Result;
+use crate::source::{RawChunk, Source};
+
+/// How long a read or a blocked send lasts before the thread looks around.
+const TICK: Duration = Duration::from_millis(100);
+/// The longest silence towards the source.
+const LIVENESS: Duration = Duration::from_secs(2);
+
+pub(super) struct ReadStage {
+    pub(super) source: Box<dyn Source>,
+    pub(super) runtime: Runtime,
+    pub(super) chunks: Sender<RawChunk>,
+    pub(super) emptied: Receiver<RawChunk>,
+    /// disconnected when the apply thread has ended
+    pub(super) apply_ended: Receiver<()>,
+    pub(super) durable: Arc<Durable>,
+    pub(super) control: Arc<Control>,
+    pub(super) last_confirm: Instant,
+    pub(super) confirmed: u64,
+}
+
+impl ReadStage {
+    pub(super) fn run(mut self) -> Result<()> {
+        let read = self.read_until_stopped();
+        // No more input: what is in flight drains, while we stay alive for the source.
+        let (unused, _) = crossbeam_channel::bounded(0);
+        drop(std::mem::replace(&mut self.chunks, unused));
+        let mut told = Ok(());
+        while self
+            .apply_ended
+            .recv_timeout(TICK)
+            .is_err_and(|error| error.is_timeout())
+        {
+            if told.is_ok() && read.is_ok() {
+                told = self.confirm_if_due();
+            }
+            if self.control.expired() {
+                break;
+            }
+        }
+        read.and(told)?;
+        let position = self.durable.get().1;
+        let Self { runtime, source, .. } = &mut self;
+        runtime.block_on(async {
+            tokio::time::timeout(LIVENESS, async {
+                source.confirm(position.as_ref()).await?;
+                source.close().await
+            })
+            .await
+            // The positions are safe on the target; the source frees its side when the connection closes.
+            .unwrap_or(Ok(()))
+        })
+    }
+
+    fn read_until_stopped(&mut self) -> Result<()> {
+        while !self.control.stopping() {
+            let mut chunk = self.emptied.try_recv().unwrap_or_default();
+            chunk.bytes.clear();
+            let Self { runtime, source, .. } = self;
+            if let Ok(read) =
+                runtime.block_on(async { tokio::time::timeout(TICK, source.read(&mut chunk)).await })
+            {
+                read?;
+            }
+            self.confirm_if_due()?;
+            if chunk.bytes.is_empty() {
+                if self
+                    .apply_ended
+                    .try_recv()
+                    .is_err_and(|error| error.is_disconnected())
+                {
+                    return Ok(());
+                }
+                continue;
+            }
+            chunk.received.get_or_insert_with(Instant::now);
+            if !self.send(chunk)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a chunk on, confirming on a timer while the channel is full; `false` when nobody takes it.
+    fn send(&mut self, mut chunk: RawChunk) -> Result<bool> {
+        loop {
+            match self.chunks.send_timeout(chunk, TICK) {
+                Ok(()) => return Ok(true),
+                Err(SendTimeoutError::Disconnected(_)) => return Ok(false),
+                Err(SendTimeoutError::Timeout(back)) => chunk = back,
+            }
+            self.confirm_if_due()?;
+            if self.control.expired() {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn confirm_if_due(&mut self) -> Result<()> {
+        let (version, position) = self.durable.get();
+        let silence = self.last_confirm.elapsed();
+        if silence >= LIVENESS || (version != self.confirmed && silence >= TICK) {
+            let Self { runtime, source, .. } = self;
+            runtime.block_on(source.confirm(position.as_ref()))?;
+            self.confirmed = version;
+            self.last_confirm = Instant::now();
+        }
+        Ok(())
+    }
+}

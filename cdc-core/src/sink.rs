@@ -1,0 +1,79 @@
+//! What an engine provides to apply plans: one target transaction a group, the checkpoint inside it.
+
+use crate::BoxFuture;
+use crate::model::{ChangeCounts, Position, SourceIdentity};
+use crate::plan::ApplyPlan;
+
+/// What is stored on the target in the data's own transaction. Written by the sink in
+/// `cdc_sync.checkpoint`, one row a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// the stream's name
+    pub stream: String,
+    /// which log the position belongs to
+    pub source: SourceIdentity,
+    /// where to resume
+    pub position: Position,
+    /// commit time of the newest applied transaction, microseconds since 1970-01-01 UTC; 0 before the first
+    pub commit_time_micros: i64,
+    /// groups committed over the life of the stream
+    pub groups: u64,
+    /// source transactions applied over the life of the stream
+    pub transactions: u64,
+    /// the accounting over the life of the stream
+    pub changes: ChangeCounts,
+}
+
+/// The version of the checkpoint's format. A newer one is refused.
+pub const CHECKPOINT_FORMAT: i32 = 1;
+
+/// How a commit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// The target said it is durable.
+    Done,
+    /// The answer was lost: only the checkpoint on the target knows.
+    Unknown,
+}
+
+/// What applying one plan did, for the accounting.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// rows inserted, updated, deleted on the target as the server counted them
+    pub rows: u64,
+}
+
+/// One connection that applies a stream. Owned by the apply thread.
+///
+/// Contract: `begin`, then any number of `apply`, then `commit` or `rollback`. Every target transaction first
+/// takes the shared fence lock of its epoch. Data and checkpoint become durable together or not at all.
+pub trait Sink: Send {
+    /// Opens a target transaction and takes the fence.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Fenced`] when another instance has raised the epoch.
+    fn begin(&mut self) -> BoxFuture<'_, ()>;
+
+    /// Applies a plan within the open transaction, all or nothing: after an error with action
+    /// [`crate::Action::Conflict`] or [`crate::Action::Stop`] the effects of this plan are undone and the
+    /// transaction is as before the call; after any other error it is gone.
+    ///
+    /// # Errors
+    /// [`crate::Action::Conflict`] when a constraint objected to a set statement, naming the table: the
+    /// caller plans that table in order and tries again. [`crate::Kind::Conflict`] when a row to update or
+    /// delete is missing or a row to insert exists; [`crate::Kind::Data`] when a value is refused.
+    fn apply<'a>(&'a mut self, plan: &'a ApplyPlan) -> BoxFuture<'a, Applied>;
+
+    /// Writes the checkpoint and commits. A checkpoint write that hits no row is an error inside the
+    /// transaction.
+    ///
+    /// # Errors
+    /// When the transaction did not commit for certain; a doubtful end is [`CommitOutcome::Unknown`].
+    fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome>;
+
+    /// Gives up the open transaction; without one it does nothing.
+    ///
+    /// # Errors
+    /// When the connection is lost; the transaction is gone all the same.
+    fn rollback(&mut self) -> BoxFuture<'_, ()>;
+}

@@ -1,0 +1,45 @@
+//! The suites, run by the sink and the sources in memory.
+
+use cdc_core::model::TxnKind;
+use cdc_core::testing::conformance::{MemorySinkHarness, sink_suite, source_suite};
+use cdc_core::testing::{CellFormat, MemoryLog, SourceDatabase};
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime")
+        .block_on(future)
+}
+
+#[test]
+fn the_memory_sink_keeps_the_contract() {
+    for format in [CellFormat::text(), CellFormat::canonical()] {
+        for seed in 0..10 {
+            block_on(sink_suite(&mut MemorySinkHarness::new(format.clone(), seed))).expect("the suite runs");
+        }
+    }
+}
+
+#[test]
+fn the_memory_log_keeps_the_contract() {
+    for format in [CellFormat::text(), CellFormat::canonical()] {
+        for seed in 0..10 {
+            let mut log = MemoryLog::new(
+                SourceDatabase::new(Vec::new()),
+                TxnKind::Log,
+                format.clone(),
+                seed,
+            );
+            block_on(source_suite(&mut log)).expect("the suite runs");
+        }
+    }
+}
+
+#[test]
+fn the_memory_net_windows_keep_the_contract() {
+    for seed in 0..20 {
+        let source = SourceDatabase::new(Vec::new());
+        let mut log = MemoryLog::new(source, TxnKind::NetWindow, CellFormat::text(), seed);
+        block_on(source_suite(&mut log)).expect("the suite runs");
+    }
+}

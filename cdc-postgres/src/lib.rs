@@ -1,0 +1,34 @@
+//! PostgreSQL for `cdc-sync`: walsender client, `pgoutput` decoder, snapshot, catalog and sink.
+
+pub mod config;
+pub mod error;
+pub mod lsn;
+pub mod pgoutput;
+pub mod site;
+pub mod source;
+pub mod text;
+pub mod tracker;
+pub mod walsender;
+pub mod wire;
+
+mod catalog;
+mod cleanup;
+mod column_types;
+mod compare;
+mod error_map;
+mod heartbeat;
+mod loader;
+mod precheck;
+mod publication;
+mod schema;
+mod sequences;
+mod session;
+mod sink;
+mod slot;
+mod slot_state;
+mod snapshot;
+mod state;
+mod target_catalog;
+mod tls;
+
+pub use site::PgEngine;

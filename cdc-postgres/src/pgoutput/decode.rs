@@ -1,0 +1,273 @@
+//! The decoder: chunks of frames in, batches out.
+
+use std::collections::HashMap;
+
+use cdc_core::batch::{Op, Truncation};
+use cdc_core::model::ChangeCounts;
+use cdc_core::source::{Decoder, PositionTracker, StreamStart};
+use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result};
+
+use super::message::{Begin, Commit, Message, Origin, ProtocolVersion, RowChange, Truncate};
+use super::relation::{Handling, Relations};
+use super::transaction::{OpenTransaction, transaction_id};
+use super::tuple::{TupleReader, expect_identity, new_column_is};
+use crate::error_map::position_lsn;
+use crate::lsn::Lsn;
+use crate::tracker::PgTracker;
+use crate::walsender::{Frame, parse_frame, split_frames};
+
+/// Decodes the stream of a slot. One for each session of the walsender: relation ids are the session's.
+///
+/// After an error the batch holds whole rows only, but not all of the chunk, and the decoder is of no more use.
+#[derive(Debug)]
+pub struct PgDecoder {
+    version: ProtocolVersion,
+    stream: String,
+    from: Lsn,
+    relations: Relations,
+    tuples: TupleReader,
+    open: Option<OpenTransaction>,
+    /// how far the stream has come: the start, the end of the newest transaction, the newest idle position
+    reached: Lsn,
+    /// the newest keepalive of the chunk after which no transaction has begun
+    idle: Option<Lsn>,
+    /// logical messages that came outside any transaction, to be counted with the next one
+    messages_between: u64,
+}
+
+impl PgDecoder {
+    /// A decoder for a stream that begins at `start`.
+    ///
+    /// # Errors
+    /// When a position of `start` is not an LSN.
+    pub fn new(version: ProtocolVersion, start: &StreamStart) -> Result<PgDecoder> {
+        let from = position_lsn(&start.from)?;
+        let seeded_to: Result<HashMap<_, _>> = start
+            .seeded_to
+            .iter()
+            .map(|(table, position)| Ok((table.clone(), position_lsn(position)?)))
+            .collect();
+        Ok(PgDecoder {
+            version,
+            stream: start.stream.clone(),
+            from,
+            relations: Relations::new(start.selection.clone(), seeded_to?),
+            tuples: TupleReader::default(),
+            open: None,
+            reached: from,
+            idle: None,
+            messages_between: 0,
+        })
+    }
+
+    fn message(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<()> {
+        if self.relations.is_known(bytes) {
+            return Ok(());
+        }
+        match Message::parse(self.version, bytes)? {
+            Message::Insert(change) => self.row(Op::Insert, &change, batch),
+            Message::Update(change) => self.row(Op::Update, &change, batch),
+            Message::Delete(change) => self.row(Op::Delete, &change, batch),
+            Message::Begin(begin) => self.begin(&begin),
+            Message::Commit(commit) => self.commit(&commit, batch),
+            Message::Origin(origin) => self.origin(&origin),
+            Message::Relation(relation) => self.relations.announce(&relation, bytes),
+            Message::Type(named) => {
+                self.relations.name_type(&named);
+                Ok(())
+            }
+            Message::Truncate(truncate) => self.truncate(&truncate, batch),
+            // Not transactional ones come at once, also outside a transaction, and again after a restart: none
+            // moves a position.
+            Message::Logical(_) => {
+                match &mut self.open {
+                    None => self.messages_between += 1,
+                    Some(open) if open.redelivered => {}
+                    Some(open) => open.counts(batch)?.internal += 1,
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, begin: &Begin) -> Result<()> {
+        if let Some(open) = &self.open {
+            return Err(protocol(format!(
+                "a transaction begins before the one that commits at {} has ended",
+                open.commit_lsn
+            )));
+        }
+        let mut open = OpenTransaction::begin(begin, self.from)?;
+        if !open.redelivered {
+            open.internal_before = std::mem::take(&mut self.messages_between);
+        }
+        self.open = Some(open);
+        self.idle = None;
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: &Commit, batch: &mut Batch) -> Result<()> {
+        let mut open = self.open.take().ok_or_else(|| outside("a commit"))?;
+        if commit.commit_lsn != open.commit_lsn || commit.end_lsn <= commit.commit_lsn {
+            return Err(protocol(format!(
+                "a transaction announced to commit at {} commits at {} and ends at {}",
+                open.commit_lsn, commit.commit_lsn, commit.end_lsn
+            )));
+        }
+        if open.redelivered {
+            // Its changes were dropped in the belief that it ends before the start.
+            if commit.end_lsn > self.from {
+                return Err(protocol(format!(
+                    "the stream was started at {}, within the commit of a transaction ({} to {})",
+                    self.from, commit.commit_lsn, commit.end_lsn
+                )));
+            }
+            return Ok(());
+        }
+        self.reached = self.reached.max(commit.end_lsn);
+        let record = open.record(batch)?;
+        record.id = transaction_id(commit.commit_lsn, commit.end_lsn)?;
+        record.last = true;
+        Ok(())
+    }
+
+    fn origin(&mut self, origin: &Origin<'_>) -> Result<()> {
+        let open = self.open.as_mut().ok_or_else(|| outside("an origin"))?;
+        open.set_origin(origin)
+    }
+
+    #[inline]
+    fn row(&mut self, op: Op, change: &RowChange<'_>, batch: &mut Batch) -> Result<()> {
+        let open = self.open.as_mut().ok_or_else(|| outside("a row change"))?;
+        if open.redelivered {
+            return Ok(());
+        }
+        let table = self.relations.get(change.relation)?;
+        let counts = open.counts(batch)?;
+        match table.handling {
+            Handling::Decode if !table.has_seeded(open.commit_lsn) => counts.read += 1,
+            Handling::Decode | Handling::Filtered => {
+                counts.read += 1;
+                counts.filtered += 1;
+                return Ok(());
+            }
+            Handling::Internal => {
+                counts.internal += 1;
+                return Ok(());
+            }
+            Handling::DecodeOwn { stream } => {
+                counts.internal += 1;
+                // Beats and markers are read when written; that old ones are removed says nothing.
+                if op == Op::Delete || !new_column_is(change.tuples, stream, self.stream.as_bytes())? {
+                    return Ok(());
+                }
+            }
+        }
+        let number = table.number_in(batch)?;
+        let schema = &*table.schema;
+        let images = match op {
+            Op::Insert => self.tuples.insert(change.tuples, schema, batch),
+            Op::Update => {
+                expect_identity(schema).and_then(|()| self.tuples.update(change.tuples, schema, batch))
+            }
+            _ => expect_identity(schema).and_then(|()| self.tuples.delete(change.tuples, schema, batch)),
+        };
+        let images = images.map_err(|error| error.object(format!("table {}", schema.name)))?;
+        batch.push(op, number, images.before, images.full_before, images.after);
+        Ok(())
+    }
+
+    fn truncate(&mut self, truncate: &Truncate<'_>, batch: &mut Batch) -> Result<()> {
+        let open = self.open.as_mut().ok_or_else(|| outside("a truncate"))?;
+        if open.redelivered {
+            return Ok(());
+        }
+        let mut counts = ChangeCounts::default();
+        let mut tables = Vec::new();
+        for id in truncate.relations() {
+            let table = self.relations.get(id)?;
+            match table.handling {
+                Handling::Internal | Handling::DecodeOwn { .. } => counts.internal += 1,
+                Handling::Decode if !table.has_seeded(open.commit_lsn) => {
+                    counts.read += 1;
+                    tables.push(std::sync::Arc::clone(&table.schema));
+                }
+                Handling::Decode | Handling::Filtered => {
+                    counts.read += 1;
+                    counts.filtered += 1;
+                }
+            }
+        }
+        *open.counts(batch)? += counts;
+        if !tables.is_empty() {
+            batch.push_truncate(Truncation {
+                tables,
+                cascade: truncate.cascade,
+                restart_identity: truncate.restart_identity,
+            });
+        }
+        Ok(())
+    }
+
+    /// Says of an error which message it is about.
+    #[cold]
+    fn locate(&self, error: Error, start: Lsn, message: &[u8]) -> Error {
+        let error = match (error.kind(), message.first()) {
+            (Kind::Protocol, Some(tag)) => error.context(format!(
+                "pgoutput version {}, message '{}'",
+                self.version.number(),
+                tag.escape_ascii()
+            )),
+            _ => error,
+        };
+        // Relation and Type messages have no position of their own.
+        match &self.open {
+            Some(open) if start.is_zero() => error.at(open.commit_lsn),
+            _ => error.at(start),
+        }
+    }
+}
+
+impl Decoder for PgDecoder {
+    fn decode(&mut self, chunk: &RawChunk, batch: &mut Batch) -> Result<()> {
+        self.idle = None;
+        if let Some(open) = &mut self.open {
+            open.next_batch();
+        }
+        for payload in split_frames(&chunk.bytes) {
+            match payload.and_then(parse_frame)? {
+                Frame::XLogData { start, data, .. } => {
+                    if let Err(error) = self.message(data, batch) {
+                        return Err(self.locate(error, start, data));
+                    }
+                }
+                // With a transaction open its position may lie inside that transaction. With none open the server
+                // has sent everything that committed below it, as frames come in order. A keepalive sent while a
+                // commit is on its way may tell an older position than that commit's.
+                Frame::Keepalive { wal_end, .. } => {
+                    if self.open.is_none() {
+                        self.reached = self.reached.max(wal_end);
+                        self.idle = Some(self.reached);
+                    }
+                }
+            }
+        }
+        if let Some(idle) = self.idle {
+            batch.set_idle(Position::new(idle.to_string()));
+        }
+        Ok(())
+    }
+
+    fn tracker(&self) -> Box<dyn PositionTracker> {
+        Box::new(PgTracker::new(self.from))
+    }
+}
+
+fn protocol(message: String) -> Error {
+    Error::new(Kind::Protocol, message)
+}
+
+#[cold]
+fn outside(what: &str) -> Error {
+    protocol(format!("{what} outside any transaction"))
+}

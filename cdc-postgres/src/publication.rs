@@ -1,0 +1,356 @@
+//! What the source must hold before its slot is made: our two tables and the publication.
+//!
+//! The publication precedes the slot: a slot decodes old log with the catalog of that time, in which a publication
+//! made later does not exist.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use cdc_core::engine::JobNames;
+use cdc_core::{Action, Error, Kind, Result, TableName};
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
+use crate::catalog::{OWN_SCHEMA, qualified};
+use crate::session::during;
+use crate::wire::ServerVersion;
+use crate::wire::identifier;
+
+/// What a statement may wait for a lock on blue. Whoever waits for a lock makes others wait behind it.
+pub(crate) const LOCK_TIMEOUT: &str = "5s";
+/// How often a statement that met a lock is tried.
+const ATTEMPTS: u32 = 6;
+/// Tables added in one transaction: each is locked (SHARE UPDATE EXCLUSIVE, which reads and writes do not notice)
+/// until its end.
+const CHUNK: usize = 100;
+
+/// Each table and the statement that makes it.
+const OWN_TABLES: &[(&str, &str)] = &[
+    (
+        "heartbeat",
+        "CREATE TABLE cdc_sync.heartbeat (stream text PRIMARY KEY, beat bigint NOT NULL, at timestamptz NOT NULL)",
+    ),
+    (
+        "marker",
+        "CREATE TABLE cdc_sync.marker (stream text, id text, at timestamptz NOT NULL, PRIMARY KEY (stream, id))",
+    ),
+];
+
+/// The lock that keeps two jobs from making the same objects at the same time.
+const ADVISORY_LOCK: i64 = 0x6364_635f_7379_6e63;
+
+/// Makes our tables and the publication, or completes them. `tables` are ordinary tables and leaf partitions.
+pub(crate) async fn prepare_source(
+    client: &Client,
+    version: ServerVersion,
+    names: &JobNames,
+    tables: &[TableName],
+) -> Result<()> {
+    client
+        .batch_execute(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'"))
+        .await
+        .map_err(during("preparing the session"))?;
+    create_own_tables(client).await?;
+    let own = OWN_TABLES
+        .iter()
+        .map(|(name, _)| TableName::new(OWN_SCHEMA, *name));
+    let wanted: Vec<TableName> = own.chain(tables.iter().cloned()).collect();
+    let publication = names.slot.as_str();
+    match options(client, version, publication).await? {
+        None => {
+            let (first, rest) = wanted.split_at(wanted.len().min(CHUNK));
+            let statement = format!(
+                "CREATE PUBLICATION {} FOR TABLE {} WITH ({})",
+                identifier(publication),
+                table_list(first),
+                wanted_options(version)
+            );
+            execute(client, &statement, first, publication).await?;
+            add_tables(client, publication, rest).await
+        }
+        Some(existing) => {
+            if !existing.as_wanted {
+                let statement = format!(
+                    "ALTER PUBLICATION {} SET ({})",
+                    identifier(publication),
+                    wanted_options(version)
+                );
+                execute(client, &statement, &[], publication).await?;
+            }
+            if existing.all_tables {
+                return Ok(());
+            }
+            let published = published(client, version, publication).await?;
+            refuse_partial(publication, &wanted, &published)?;
+            let missing: Vec<TableName> = wanted
+                .into_iter()
+                .filter(|table| !published.contains_key(table))
+                .collect();
+            add_tables(client, publication, &missing).await
+        }
+    }
+}
+
+/// The statements that [`prepare_source`] runs on a source without any of it, for people to review.
+pub(crate) fn statements(version: ServerVersion, names: &JobNames, tables: &[TableName]) -> Vec<String> {
+    let mut statements = vec![
+        "-- Heartbeats and markers, by which the lag is measured and a point in the stream is found.\n\
+         CREATE SCHEMA IF NOT EXISTS cdc_sync;"
+            .to_owned(),
+    ];
+    for (_, create) in OWN_TABLES {
+        statements.push(format!("{};", if_not_exists(create)));
+    }
+    let own = OWN_TABLES
+        .iter()
+        .map(|(name, _)| TableName::new(OWN_SCHEMA, *name));
+    let wanted: Vec<TableName> = own.chain(tables.iter().cloned()).collect();
+    statements.push(format!(
+        "-- The slot of the same name is made by `run`, which reads the initial copy from its snapshot.\n\
+         CREATE PUBLICATION {} FOR TABLE {} WITH ({});",
+        identifier(&names.slot),
+        table_list(&wanted),
+        wanted_options(version)
+    ));
+    statements
+}
+
+fn if_not_exists(create: &str) -> String {
+    create.replacen("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1)
+}
+
+async fn create_own_tables(client: &Client) -> Result<()> {
+    let row = client
+        .query_typed_one(
+            "SELECT to_regnamespace('cdc_sync') IS NOT NULL, \
+                    ARRAY(SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace('cdc_sync'))",
+            &[],
+        )
+        .await
+        .map_err(during("looking for schema cdc_sync on the source"))?;
+    let (schema, tables): (bool, Vec<String>) = (row.get(0), row.get(1));
+    let mut statements = Vec::new();
+    // Only what is missing: IF NOT EXISTS asks for the right to create even where there is nothing to create.
+    if !schema {
+        statements.push("CREATE SCHEMA IF NOT EXISTS cdc_sync".to_owned());
+    }
+    for (name, create) in OWN_TABLES {
+        if !tables.iter().any(|table| table == name) {
+            statements.push(if_not_exists(create));
+        }
+    }
+    if statements.is_empty() {
+        return Ok(());
+    }
+    let script = format!(
+        "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); {}; COMMIT",
+        statements.join("; ")
+    );
+    execute(client, &script, &[], OWN_SCHEMA).await
+}
+
+fn table_list(tables: &[TableName]) -> String {
+    // ONLY: an inheritance child is published by its own name, if it is selected.
+    tables
+        .iter()
+        .map(|table| format!("ONLY {}", qualified(table)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Everything is published, and partitions as themselves.
+fn wanted_options(version: ServerVersion) -> &'static str {
+    if has_via_root(version) {
+        "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
+    } else {
+        "publish = 'insert, update, delete, truncate'"
+    }
+}
+
+fn has_via_root(version: ServerVersion) -> bool {
+    version.major() >= 13
+}
+
+async fn add_tables(client: &Client, publication: &str, tables: &[TableName]) -> Result<()> {
+    for chunk in tables.chunks(CHUNK) {
+        let statement = format!(
+            "ALTER PUBLICATION {} ADD TABLE {}",
+            identifier(publication),
+            table_list(chunk)
+        );
+        execute(client, &statement, chunk, publication).await?;
+    }
+    Ok(())
+}
+
+/// Whether a publication of this name exists.
+pub(crate) async fn exists(client: &Client, publication: &str) -> Result<bool> {
+    let row = client
+        .query_typed_opt(
+            "SELECT FROM pg_publication WHERE pubname = $1",
+            &[(&publication, Type::TEXT)],
+        )
+        .await
+        .map_err(during("looking for the publication"))?;
+    Ok(row.is_some())
+}
+
+struct Existing {
+    all_tables: bool,
+    as_wanted: bool,
+}
+
+async fn options(client: &Client, version: ServerVersion, publication: &str) -> Result<Option<Existing>> {
+    let via_root = if has_via_root(version) {
+        "pubviaroot"
+    } else {
+        "false"
+    };
+    let statement = format!(
+        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT {via_root} \
+         FROM pg_publication WHERE pubname = $1"
+    );
+    let row = client
+        .query_typed_opt(&statement, &[(&publication, Type::TEXT)])
+        .await
+        .map_err(during("looking for the publication"))?;
+    Ok(row.map(|row| Existing {
+        all_tables: row.get(0),
+        as_wanted: row.get(1),
+    }))
+}
+
+/// The tables in the publication, and whether only some of their rows or columns are published.
+async fn published(
+    client: &Client,
+    version: ServerVersion,
+    publication: &str,
+) -> Result<HashMap<TableName, bool>> {
+    let partial = if version.major() >= 15 {
+        "r.prqual IS NOT NULL OR r.prattrs IS NOT NULL"
+    } else {
+        "false"
+    };
+    let statement = format!(
+        "SELECT n.nspname::text, c.relname::text, {partial} \
+         FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE p.pubname = $1"
+    );
+    let rows = client
+        .query_typed(&statement, &[(&publication, Type::TEXT)])
+        .await
+        .map_err(during("reading the tables of the publication"))?;
+    let table = |row: &tokio_postgres::Row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(rows.iter().map(|row| (table(row), row.get(2))).collect())
+}
+
+fn refuse_partial(
+    publication: &str,
+    wanted: &[TableName],
+    published: &HashMap<TableName, bool>,
+) -> Result<()> {
+    let Some(table) = wanted.iter().find(|table| published.get(table) == Some(&true)) else {
+        return Ok(());
+    };
+    let (publication, quoted) = (identifier(publication), qualified(table));
+    Err(Error::new(
+        Kind::Check,
+        format!("publication {publication} publishes only some rows or columns of the table"),
+    )
+    .object(format!("table {table}"))
+    .remedy(format!(
+        "ALTER PUBLICATION {publication} DROP TABLE {quoted}; then run again"
+    )))
+}
+
+/// Runs a statement on blue, a few times when it meets a lock; then names who holds it.
+async fn execute(client: &Client, statement: &str, tables: &[TableName], object: &str) -> Result<()> {
+    let mut attempt = 1;
+    loop {
+        let error = match client.batch_execute(statement).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // The failed statement may stand between BEGIN and COMMIT.
+        let _ = client.batch_execute("ROLLBACK").await;
+        let waited = error.code().is_some_and(|code| code.code() == "55P03");
+        let error = during("preparing the source")(error).object(object);
+        if !waited {
+            return Err(permission_remedy(error, object));
+        }
+        let holders = lock_holders(client, tables).await?;
+        if attempt == ATTEMPTS {
+            return Err(error
+                .context(format!("waiting for a lock held by {holders}"))
+                .action(Action::Retry)
+                .remedy("let these sessions finish or end them, then run again"));
+        }
+        tracing::warn!("{object}: a lock needed on the source is held by {holders}; trying again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        attempt += 1;
+    }
+}
+
+fn permission_remedy(error: Error, object: &str) -> Error {
+    match (error.kind(), object) {
+        (Kind::Permission, OWN_SCHEMA) => error.remedy(
+            "GRANT CREATE ON DATABASE … TO the role of the source URL, or make the schema for it: \
+             CREATE SCHEMA cdc_sync AUTHORIZATION …",
+        ),
+        (Kind::Permission, _) => error.remedy(
+            "a publication needs CREATE on the database and ownership of its tables: grant the role of the source \
+             URL membership in the tables' owner, or create the publication as the owner (cdc-sync init prints it)",
+        ),
+        _ => error,
+    }
+}
+
+/// Who holds a lock on one of the tables that excludes SHARE UPDATE EXCLUSIVE.
+async fn lock_holders(client: &Client, tables: &[TableName]) -> Result<String> {
+    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    let rows = client
+        .query(
+            "SELECT DISTINCT format('process %s (%s%s, %s on %s.%s, transaction open for %s s)', a.pid, \
+                    a.backend_type, COALESCE(' ' || NULLIF(a.application_name, ''), ''), l.mode, n.nspname, \
+                    c.relname, COALESCE(extract(epoch FROM clock_timestamp() - a.xact_start)::int8, 0)) \
+             FROM unnest($1::text[], $2::text[]) AS t (schema, name) \
+             JOIN pg_namespace n ON n.nspname = t.schema \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name \
+             JOIN pg_locks l ON l.locktype = 'relation' AND l.relation = c.oid AND l.granted \
+                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+                  AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', \
+                                 'ExclusiveLock', 'AccessExclusiveLock') \
+             JOIN pg_stat_activity a ON a.pid = l.pid AND a.pid <> pg_backend_pid()",
+            &[&schemas, &names],
+        )
+        .await
+        .map_err(during("looking for the holder of a lock"))?;
+    let holders: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    Ok(if holders.is_empty() {
+        "a session that has ended meanwhile".to_owned()
+    } else {
+        holders.join(", ")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_listed_by_themselves_and_quoted() {
+        let tables = [TableName::new("s", "a"), TableName::new("S", "b\"c")];
+        assert_eq!(table_list(&tables), r#"ONLY "s"."a", ONLY "S"."b""c""#);
+    }
+
+    #[test]
+    fn a_filtered_table_is_refused_by_name() {
+        let table = TableName::new("public", "t");
+        let published = HashMap::from([(table.clone(), true)]);
+        let error = refuse_partial("p", &[table], &published).unwrap_err();
+        assert!(error.to_string().contains("public.t"), "{error}");
+        assert!(error.remedy_text().unwrap().contains("DROP TABLE"));
+    }
+}

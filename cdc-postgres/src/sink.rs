@@ -1,0 +1,371 @@
+//! Applying plans: one target transaction a group, the fence first, the checkpoint last.
+//!
+//! ```text
+//! begin    nothing is sent yet
+//! apply    BEGIN · hold_fence · sets, COPY, statements    one flight
+//! apply    SAVEPOINT · …                                  one flight for each further part
+//! commit   store_checkpoint · COMMIT                      one flight
+//! ```
+//!
+//! A flight is a pipeline that ends in one Sync: nothing in it waits for an answer, however many statements it has.
+
+mod fault;
+mod flight;
+mod net;
+mod render;
+mod rows;
+mod session;
+mod sql;
+mod tables;
+mod values;
+
+pub(crate) use session::{SessionRole, replica_role};
+
+use cdc_core::plan::{ApplyPlan, Step};
+use cdc_core::sink::Applied;
+use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink};
+
+use crate::catalog::qualified;
+use crate::config::Config;
+use crate::state::explained;
+use crate::wire::{Connection, Format, Stage};
+use flight::{Failure, Flight, Halt, Subject};
+use net::{Buffers, NetSets};
+use rows::Rows;
+use tables::Tables;
+
+/// Where the target transaction stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// There is none.
+    None,
+    /// It was asked for; the next flight opens it.
+    Asked,
+    /// It is open.
+    Open {
+        /// plans it holds
+        plans: u64,
+        /// whether there is a savepoint
+        savepoint: bool,
+    },
+}
+
+/// Applies a stream to one database.
+#[derive(Debug)]
+pub(crate) struct PgSink {
+    config: Config,
+    stream: String,
+    epoch: String,
+    connection: Option<Connection>,
+    tables: Tables,
+    buffers: Buffers,
+    progress: Progress,
+}
+
+impl PgSink {
+    /// A sink for `stream` under the fence's `epoch`. Connects when it begins, on the runtime it is used on.
+    pub(crate) fn new(config: Config, stream: &str, epoch: i64) -> Self {
+        Self {
+            config,
+            stream: stream.to_owned(),
+            epoch: epoch.to_string(),
+            connection: None,
+            tables: Tables::default(),
+            buffers: Buffers::default(),
+            progress: Progress::None,
+        }
+    }
+
+    async fn begin_transaction(&mut self) -> Result<()> {
+        if self.progress != Progress::None {
+            return Err(Error::bug("a target transaction is begun while one is open"));
+        }
+        if self.connection.is_none() {
+            self.connection = Some(session::open(&self.config).await?);
+            self.tables = Tables::default();
+        }
+        self.progress = Progress::Asked;
+        Ok(())
+    }
+
+    async fn apply_plan(&mut self, plan: &ApplyPlan) -> Result<Applied> {
+        if self.progress == Progress::None {
+            return Err(Error::bug("a plan is applied outside a target transaction"));
+        }
+        match self.fly(plan).await {
+            Ok(rows) => {
+                if let Progress::Open { plans, .. } = &mut self.progress {
+                    *plans += 1;
+                }
+                Ok(Applied { rows })
+            }
+            Err(error) => Err(self.undo(error).await),
+        }
+    }
+
+    /// Sends a plan; returns how many rows it hit.
+    async fn fly(&mut self, plan: &ApplyPlan) -> Result<u64> {
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
+        if self.tables.crowded() && self.progress == Progress::Asked {
+            session::start_over(connection).await?;
+            self.tables = Tables::default();
+        }
+        self.tables.learn(plan, connection).await?;
+        let mut flight = Flight::begin(connection).await?;
+        let mut opening = Opening {
+            stream: &self.stream,
+            epoch: &self.epoch,
+            progress: &mut self.progress,
+        };
+        let fed = match opening.send(&mut flight).await {
+            Ok(()) => feed(&mut flight, plan, &mut self.tables, &mut self.buffers).await,
+            halted => halted,
+        };
+        match flight.finish(fed).await {
+            Ok(rows) => {
+                self.tables.settle(true);
+                Ok(rows)
+            }
+            Err(failure) => {
+                let lost = lost_connection(&failure);
+                let error = fault::explain(failure, plan, &self.tables, &self.stream);
+                self.tables.settle(false);
+                if lost {
+                    self.drop_connection();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes a plan that failed. The error is the one to report; it may be another when the connection is lost.
+    async fn undo(&mut self, error: Error) -> Error {
+        let stays =
+            matches!(error.what_to_do(), Action::Conflict | Action::Stop) && error.kind() != Kind::Fenced;
+        let (sql, after) = match self.progress {
+            Progress::Open {
+                plans,
+                savepoint: true,
+            } if stays && plans > 0 => ("ROLLBACK TO SAVEPOINT plan", self.progress),
+            Progress::None => return error,
+            _ if stays => ("ROLLBACK", Progress::Asked),
+            _ => ("ROLLBACK", Progress::None),
+        };
+        let Some(connection) = &mut self.connection else {
+            self.progress = Progress::None;
+            return error;
+        };
+        match connection.simple_query(sql).await {
+            Ok(_) => {
+                self.progress = after;
+                error
+            }
+            Err(lost) => {
+                self.drop_connection();
+                tracing::debug!(%error, "the plan failed before the connection was lost");
+                Error::from(lost).context("rolling back")
+            }
+        }
+    }
+
+    async fn commit_transaction(&mut self, checkpoint: &Checkpoint) -> Result<CommitOutcome> {
+        if self.progress == Progress::None {
+            return Err(Error::bug("a commit outside a target transaction"));
+        }
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
+        let mut flight = Flight::begin(connection).await?;
+        let mut opening = Opening {
+            stream: &self.stream,
+            epoch: &self.epoch,
+            progress: &mut self.progress,
+        };
+        let fed = match opening.send_if_asked(&mut flight).await {
+            Ok(()) => feed_commit(&mut flight, checkpoint),
+            halted => halted,
+        };
+        let failure = match flight.finish(fed).await {
+            Ok(_) => {
+                self.progress = Progress::None;
+                return Ok(CommitOutcome::Done);
+            }
+            Err(failure) => failure,
+        };
+        if lost_connection(&failure) {
+            // Everything went out at once, so the server may have come to the COMMIT; and a session that is ended
+            // while it waits for a synchronous standby has committed already.
+            self.drop_connection();
+            tracing::warn!(?failure, "the answer to COMMIT is lost");
+            return Ok(CommitOutcome::Unknown);
+        }
+        let error = match failure {
+            Failure::Server { error, .. } => explained(error, &self.stream),
+            Failure::Own(error) => error,
+            Failure::Count { .. } => Error::bug("rows were counted of a commit"),
+        };
+        Err(match self.rollback_transaction().await {
+            Ok(()) => error,
+            Err(lost) => lost,
+        })
+    }
+
+    async fn rollback_transaction(&mut self) -> Result<()> {
+        let open = matches!(self.progress, Progress::Open { .. });
+        self.progress = Progress::None;
+        let Some(connection) = self.connection.as_mut().filter(|_| open) else {
+            return Ok(());
+        };
+        if let Err(error) = connection.simple_query("ROLLBACK").await {
+            self.drop_connection();
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    fn drop_connection(&mut self) {
+        self.connection = None;
+        self.progress = Progress::None;
+    }
+}
+
+fn not_connected() -> Error {
+    Error::new(Kind::Unreachable, "the connection to the target is lost").action(Action::Reconnect)
+}
+
+fn lost_connection(failure: &Failure) -> bool {
+    match failure {
+        Failure::Server { stage, error, .. } => *stage == Stage::Connection || error.is_fatal(),
+        Failure::Count { .. } | Failure::Own(_) => false,
+    }
+}
+
+/// Opens the target transaction, or makes a savepoint in one that holds something already.
+struct Opening<'s> {
+    stream: &'s str,
+    epoch: &'s str,
+    progress: &'s mut Progress,
+}
+
+impl Opening<'_> {
+    async fn send(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
+        self.send_if_asked(flight).await?;
+        if let Progress::Open { plans, savepoint } = self.progress
+            && *plans > 0
+        {
+            // Released only now: whether the plan before is right is known after its flight has ended.
+            if std::mem::replace(savepoint, true) {
+                flight.once("RELEASE SAVEPOINT plan", Subject::Session).await?;
+            }
+            flight.once("SAVEPOINT plan", Subject::Session).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_if_asked(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
+        if *self.progress != Progress::Asked {
+            return Ok(());
+        }
+        *self.progress = Progress::Open {
+            plans: 0,
+            savepoint: false,
+        };
+        flight.run(session::BEGIN, Format::Text, [], Subject::Session, None)?;
+        let values = [self.stream, self.epoch].map(|value| Some(value.as_bytes()));
+        flight.run(session::FENCE, Format::Text, values, Subject::Fence, None)
+    }
+}
+
+async fn feed(
+    flight: &mut Flight<'_>,
+    plan: &ApplyPlan,
+    tables: &mut Tables,
+    buffers: &mut Buffers,
+) -> Result<(), Halt> {
+    for (number, step) in plan.steps.iter().enumerate() {
+        match step {
+            Step::Net(net) => {
+                NetSets {
+                    plan,
+                    net,
+                    tables,
+                    buffers,
+                }
+                .send(flight)
+                .await?
+            }
+            Step::Ordered(rows) => Rows::new(plan).send_ordered(flight, tables, rows).await?,
+            Step::Truncate { tables, truncation } => {
+                let sql = truncate(plan, tables, truncation.restart_identity)?;
+                flight.once(&sql, Subject::Truncate { step: number }).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Dependants that the source's CASCADE reached are in its list; what refers to the tables on the target alone must
+/// not be emptied.
+fn truncate(plan: &ApplyPlan, tables: &[usize], restart_identity: bool) -> Result<String> {
+    let mut names = Vec::with_capacity(tables.len());
+    for table in tables {
+        let table = plan.tables.get(*table);
+        let table = table.ok_or_else(|| Error::bug("a plan names a table beyond its list"))?;
+        names.push(format!("ONLY {}", qualified(&table.target.name)));
+    }
+    let restart = if restart_identity { " RESTART IDENTITY" } else { "" };
+    Ok(format!("TRUNCATE TABLE {}{restart} RESTRICT", names.join(", ")))
+}
+
+fn feed_commit(flight: &mut Flight<'_>, checkpoint: &Checkpoint) -> Result<(), Halt> {
+    let (source, changes) = (&checkpoint.source, &checkpoint.changes);
+    let numbers = [
+        checkpoint.groups,
+        checkpoint.transactions,
+        changes.read,
+        changes.applied,
+        changes.coalesced,
+        changes.looped,
+        changes.filtered,
+        changes.superseded,
+        changes.dead_lettered,
+        changes.internal,
+    ]
+    .map(|number| number.to_string());
+    let time = checkpoint.commit_time_micros.to_string();
+    let texts = [
+        &checkpoint.stream,
+        &source.system,
+        &source.database,
+        &source.timeline,
+        &source.slot,
+        checkpoint.position.as_str(),
+        &time,
+    ];
+    let values = texts.into_iter().chain(numbers.iter().map(String::as_str));
+    let values = values.map(|value| Some(value.as_bytes()));
+    flight.run(
+        session::CHECKPOINT,
+        Format::Text,
+        values,
+        Subject::Checkpoint,
+        None,
+    )?;
+    flight.run(session::COMMIT, Format::Text, [], Subject::Session, None)
+}
+
+impl Sink for PgSink {
+    fn begin(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.begin_transaction())
+    }
+
+    fn apply<'a>(&'a mut self, plan: &'a ApplyPlan) -> BoxFuture<'a, Applied> {
+        Box::pin(self.apply_plan(plan))
+    }
+
+    fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
+        Box::pin(self.commit_transaction(checkpoint))
+    }
+
+    fn rollback(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.rollback_transaction())
+    }
+}

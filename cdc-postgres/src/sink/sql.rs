@@ -1,0 +1,278 @@
+//! The text of the sink's statements.
+//!
+//! Values come first, then those that locate the row, both as parameters from `$1` on. A row statement takes them one
+//! by one, with the types that the server gives them; a set statement takes one `text[]` for each, whose elements it
+//! casts row by row, because an array of arrays does not exist as such (`unnest` would flatten it). No cast carries a
+//! length: what is too long is refused when it is assigned to the column, and not cut.
+
+use std::fmt::Write as _;
+
+use cdc_core::{Error, Kind, Result};
+
+use super::tables::{Bound, ColumnFacts};
+use crate::catalog::qualified;
+
+/// What a statement does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// inserts a row
+    Insert,
+    /// sets columns of a row
+    Update,
+    /// removes a row
+    Delete,
+    /// inserts a row, or overwrites the one with its key
+    Upsert,
+    /// sets columns of a row that an UPDATE may not set: removes it and inserts it again, what is not given as it was
+    Replace,
+    /// updates a set of rows
+    UpdateSet,
+    /// removes a set of rows
+    DeleteSet,
+    /// upserts a set of rows
+    UpsertSet,
+}
+
+/// One column that locates a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Locating {
+    /// the source column
+    pub(super) column: usize,
+    /// whether its value is NULL, which no parameter can stand for
+    pub(super) null: bool,
+}
+
+/// A statement that writes `columns` of the row or rows that `locate` finds.
+pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[Locating]) -> Result<String> {
+    let name = qualified(&table.planned.target.name);
+    Ok(match verb {
+        Verb::Insert => insert(table, columns, &values(columns))?,
+        Verb::Upsert => {
+            let insert = insert(table, columns, &values(columns))?;
+            format!("{insert} {}", on_conflict(table, columns)?)
+        }
+        Verb::Update => {
+            let set = list(columns.iter().enumerate(), |(place, column)| {
+                Ok(format!("{} = ${}", table.column(*column)?.quoted, place + 1))
+            })?;
+            format!(
+                "UPDATE ONLY {name} SET {set} WHERE {}",
+                row_condition(table, locate, columns.len())?
+            )
+        }
+        Verb::Delete => format!(
+            "DELETE FROM ONLY {name} WHERE {}",
+            row_condition(table, locate, 0)?
+        ),
+        Verb::Replace => replace(table, columns, locate)?,
+        Verb::UpdateSet => {
+            let (identities, set): (Vec<_>, Vec<_>) = columns
+                .iter()
+                .enumerate()
+                .map(|(place, column)| table.column(*column).map(|facts| (place, facts)))
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .partition(|(_, facts)| facts.identity_always);
+            let set = list(set, |(place, facts)| {
+                Ok(format!("{} = {}", facts.quoted, element(facts, place)))
+            })?;
+            let mut condition = set_condition(table, locate, columns.len())?;
+            for (place, facts) in identities {
+                // An UPDATE may not set it; a row where it differs is left to the statements in order.
+                and(
+                    &mut condition,
+                    &equal(facts, &format!("t.{}", facts.quoted), &element(facts, place)),
+                );
+            }
+            let arrays = arrays(columns.len() + locate.len());
+            format!("UPDATE ONLY {name} AS t SET {set} FROM {arrays} WHERE {condition}")
+        }
+        Verb::DeleteSet => {
+            let arrays = arrays(locate.len());
+            format!(
+                "DELETE FROM ONLY {name} AS t USING {arrays} WHERE {}",
+                set_condition(table, locate, 0)?
+            )
+        }
+        Verb::UpsertSet => {
+            let elements = list(columns.iter().enumerate(), |(place, column)| {
+                Ok(element(table.column(*column)?, place))
+            })?;
+            let select = format!("SELECT {elements} FROM {}", arrays(columns.len()));
+            format!(
+                "{} {}",
+                insert(table, columns, &select)?,
+                on_conflict(table, columns)?
+            )
+        }
+    })
+}
+
+/// `COPY` of whole rows. It takes values of identity columns as they are.
+pub(super) fn copy(table: &Bound) -> Result<String> {
+    let name = qualified(&table.planned.target.name);
+    Ok(format!(
+        "COPY {name} ({}) FROM STDIN",
+        names(table, &table.planned.written)?
+    ))
+}
+
+fn insert(table: &Bound, columns: &[usize], rows: &str) -> Result<String> {
+    let name = qualified(&table.planned.target.name);
+    Ok(if columns.is_empty() {
+        format!("INSERT INTO {name} DEFAULT VALUES")
+    } else {
+        // Without identity columns the clause has no effect.
+        format!(
+            "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE {rows}",
+            names(table, columns)?
+        )
+    })
+}
+
+fn values(columns: &[usize]) -> String {
+    let parameters: Vec<String> = (1..=columns.len()).map(|number| format!("${number}")).collect();
+    format!("VALUES ({})", parameters.join(", "))
+}
+
+fn on_conflict(table: &Bound, columns: &[usize]) -> Result<String> {
+    let planned = &table.planned;
+    if !planned.locator_is_unique {
+        return Err(Error::new(
+            Kind::Schema,
+            "without a key of the target a row can be neither found nor overwritten",
+        )
+        .object(table.name())
+        .remedy("give the target's table the source's primary key"));
+    }
+    let mut set = String::new();
+    for column in columns.iter().filter(|column| !planned.locator.contains(column)) {
+        let facts = table.column(*column)?;
+        if !facts.identity_always {
+            let comma = if set.is_empty() { "" } else { ", " };
+            // Writing to a String cannot fail.
+            let _ = write!(set, "{comma}{0} = excluded.{0}", facts.quoted);
+        }
+    }
+    let key = names(table, &planned.locator)?;
+    Ok(if set.is_empty() {
+        format!("ON CONFLICT ({key}) DO NOTHING")
+    } else {
+        format!("ON CONFLICT ({key}) DO UPDATE SET {set}")
+    })
+}
+
+/// Both in one statement: what the change does not say (an unchanged TOAST value) comes from the row removed.
+fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<String> {
+    let name = qualified(&table.planned.target.name);
+    let (mut targets, mut sources) = (Vec::new(), Vec::new());
+    for (number, facts) in table
+        .columns
+        .iter()
+        .enumerate()
+        .filter(|(_, facts)| !facts.generated)
+    {
+        let given = columns
+            .iter()
+            .position(|column| table.planned.columns.get(*column) == Some(&number));
+        targets.push(facts.quoted.clone());
+        sources.push(match given {
+            Some(place) => format!("${}::{}", place + 1, facts.cast),
+            None => format!("old.{}", facts.quoted),
+        });
+    }
+    Ok(format!(
+        "WITH old AS (DELETE FROM ONLY {name} WHERE {} RETURNING *) \
+         INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM old",
+        row_condition(table, locate, columns.len())?,
+        targets.join(", "),
+        sources.join(", ")
+    ))
+}
+
+/// The condition for one row. Where the locator is no key, exactly one of the rows that are equal is taken, one that
+/// is the same to the byte before one that is merely equal.
+///
+/// NULL has a condition of its own because `IS NOT DISTINCT FROM` can use no index.
+fn row_condition(table: &Bound, locate: &[Locating], first: usize) -> Result<String> {
+    let (mut condition, mut same) = (String::new(), Vec::new());
+    let mut number = first;
+    for locating in locate {
+        let facts = table.column(locating.column)?;
+        if locating.null {
+            and(&mut condition, &format!("{} IS NULL", facts.quoted));
+            continue;
+        }
+        number += 1;
+        let value = format!("${number}::{}", facts.cast);
+        and(&mut condition, &equal(facts, &facts.quoted, &value));
+        if !facts.exact && facts.equals.is_some() {
+            same.push(format!("{}::text = ({value})::text", facts.quoted));
+        }
+    }
+    if table.planned.locator_is_unique {
+        return Ok(condition);
+    }
+    let order = if same.is_empty() {
+        String::new()
+    } else {
+        format!(" ORDER BY {} DESC", same.join(" AND "))
+    };
+    let name = qualified(&table.planned.target.name);
+    Ok(format!(
+        "ctid = (SELECT ctid FROM ONLY {name} WHERE {condition}{order} LIMIT 1)"
+    ))
+}
+
+/// Joins the table `t` with the arrays from number `first` on.
+fn set_condition(table: &Bound, locate: &[Locating], first: usize) -> Result<String> {
+    let mut condition = String::new();
+    for (place, locating) in locate.iter().enumerate() {
+        let facts = table.column(locating.column)?;
+        and(
+            &mut condition,
+            &equal(
+                facts,
+                &format!("t.{}", facts.quoted),
+                &element(facts, first + place),
+            ),
+        );
+    }
+    Ok(condition)
+}
+
+/// Types without equality are compared as text, both sides as this server writes them.
+fn equal(facts: &ColumnFacts, column: &str, value: &str) -> String {
+    match &facts.equals {
+        Some(operator) => format!("{column} {operator} {value}"),
+        None => format!("{column}::text = ({value})::text"),
+    }
+}
+
+fn and(condition: &mut String, term: &str) {
+    if !condition.is_empty() {
+        condition.push_str(" AND ");
+    }
+    condition.push_str(term);
+}
+
+/// `unnest` of the first `count` parameters as `k (c0, c1, …)`.
+fn arrays(count: usize) -> String {
+    let parameters: Vec<String> = (1..=count).map(|number| format!("${number}::text[]")).collect();
+    let columns: Vec<String> = (0..count).map(|place| format!("c{place}")).collect();
+    format!("unnest({}) AS k ({})", parameters.join(", "), columns.join(", "))
+}
+
+/// One element of the arrays as a value of its column.
+fn element(facts: &ColumnFacts, place: usize) -> String {
+    format!("k.c{place}::{}", facts.cast)
+}
+
+fn names(table: &Bound, columns: &[usize]) -> Result<String> {
+    list(columns, |column| Ok(table.column(*column)?.quoted.clone()))
+}
+
+fn list<T>(items: impl IntoIterator<Item = T>, show: impl Fn(T) -> Result<String>) -> Result<String> {
+    let shown: Vec<String> = items.into_iter().map(show).collect::<Result<_>>()?;
+    Ok(shown.join(", "))
+}

@@ -1,0 +1,441 @@
+//! [`PgEngine`] and [`PgSite`]: PostgreSQL behind the traits of the core. Every method hands on to the module that
+//! knows.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdc_core::engine::{
+    Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus, Retention,
+    SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side, SiteIdentity, SiteProfile,
+    StreamState, TableInfo, TailStream,
+};
+use cdc_core::plan::TargetTable;
+use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
+use cdc_core::{
+    BoxFuture, Checkpoint, Engine, Error, Kind, Position, Result, Sink, Site, Source, SourceIdentity,
+    TableName, TableSelection,
+};
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use crate::catalog;
+use crate::config::Config;
+use crate::error::PgError;
+use crate::loader::LOAD_SETTINGS;
+use crate::publication::LOCK_TIMEOUT;
+use crate::session::{KeptClient, Pool, connect};
+use crate::sink::PgSink;
+use crate::source::PgSource;
+use crate::wire::ServerVersion;
+use crate::{
+    cleanup, compare, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot, source,
+    state, target_catalog,
+};
+
+/// How often a server that is not there yet is tried.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+
+/// What statements of ours on a source are set to.
+const SOURCE_SETTINGS: &[(&str, &str)] = &[("lock_timeout", LOCK_TIMEOUT)];
+
+/// PostgreSQL 12 and later.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct PgEngine;
+
+impl Engine for PgEngine {
+    fn schemes(&self) -> &'static [&'static str] {
+        &["postgres", "postgresql"]
+    }
+
+    fn connect<'a>(&'a self, url: &'a str, timeout: Duration) -> BoxFuture<'a, Box<dyn Site>> {
+        Box::pin(async move {
+            let site = PgSite::connect(url, timeout).await?;
+            Ok(Box::new(site) as Box<dyn Site>)
+        })
+    }
+}
+
+/// One PostgreSQL database.
+#[derive(Debug)]
+pub struct PgSite {
+    config: Config,
+    identity: SiteIdentity,
+    version: ServerVersion,
+    /// for what is asked again and again
+    asking: KeptClient,
+    /// for heartbeats, which must not wait behind other questions
+    beating: KeptClient,
+    /// for loading the seed
+    loaders: Arc<Pool>,
+}
+
+impl PgSite {
+    /// Connects, waiting up to `timeout` for the server to come up.
+    ///
+    /// # Errors
+    /// As [`Engine::connect`].
+    pub async fn connect(url: &str, timeout: Duration) -> Result<PgSite> {
+        let config = Config::parse(url).map_err(|error| {
+            Error::new(Kind::Config, error.to_string()).remedy("correct the connection URL")
+        })?;
+        let client = first_client(&config, timeout).await?;
+        let (identity, version) = catalog::identity(&client).await?;
+        if version.major() < OLDEST {
+            return Err(Error::new(
+                Kind::Check,
+                format!(
+                    "{} is too old: PostgreSQL {OLDEST} is the oldest supported",
+                    identity.product
+                ),
+            )
+            .object(config.redacted()));
+        }
+        Ok(PgSite {
+            asking: KeptClient::new(config.clone(), SOURCE_SETTINGS),
+            beating: KeptClient::new(config.clone(), SOURCE_SETTINGS),
+            loaders: Arc::new(Pool::new(config.clone(), LOAD_SETTINGS, true)),
+            config,
+            identity,
+            version,
+        })
+    }
+
+    /// A connection for one longer piece of work.
+    async fn client(&self) -> Result<Client> {
+        connect(&self.config, &[]).await
+    }
+}
+
+/// The oldest major version that is supported.
+const OLDEST: u32 = 12;
+
+/// The first connection: what a server that is starting or out of reach answers is waited out.
+async fn first_client(config: &Config, timeout: Duration) -> Result<Client> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = config.connect_timeout().map_or(left, |limit| limit.min(left));
+        let attempt = config.with_connect_timeout(limit.max(Duration::from_millis(100)));
+        let error: PgError = match attempt.connect_client(&[]).await {
+            Ok((client, _driver)) => return Ok(client),
+            Err(error) => error,
+        };
+        let may_pass = error.action == crate::error::Action::Reconnect;
+        if !may_pass || Instant::now() + RETRY_EVERY >= deadline {
+            return Err(Error::from(error));
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
+impl Site for PgSite {
+    fn identity(&self) -> &SiteIdentity {
+        &self.identity
+    }
+
+    fn display_url(&self) -> String {
+        self.config.redacted()
+    }
+
+    fn inspect<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TableInfo>> {
+        Box::pin(async move { catalog::inspect(&self.client().await?, selection).await })
+    }
+
+    fn findings<'a>(
+        &'a self,
+        side: Side,
+        names: &'a JobNames,
+        selection: &'a TableSelection,
+    ) -> BoxFuture<'a, Vec<Finding>> {
+        Box::pin(precheck::findings(&self.config, side, names, selection))
+    }
+
+    fn profile<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, SiteProfile> {
+        Box::pin(precheck::site_profile(&self.config, selection))
+    }
+
+    fn pair_findings<'a>(
+        &'a self,
+        source: &'a SiteProfile,
+        selection: &'a TableSelection,
+    ) -> BoxFuture<'a, Vec<Finding>> {
+        Box::pin(precheck::pair_findings(&self.config, source, selection))
+    }
+
+    fn dump_schema<'a>(
+        &'a self,
+        selection: &'a TableSelection,
+        target: &'a SiteIdentity,
+        tools_dir: Option<&'a Path>,
+    ) -> BoxFuture<'a, SchemaDump> {
+        Box::pin(schema::dump(
+            &self.config,
+            self.version,
+            selection,
+            target,
+            tools_dir,
+        ))
+    }
+
+    fn prepare_source<'a>(&'a self, names: &'a JobNames, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            publication::prepare_source(&client, self.version, names, tables).await
+        })
+    }
+
+    fn create_snapshot<'a>(
+        &'a self,
+        names: &'a JobNames,
+        permanent: bool,
+    ) -> BoxFuture<'a, Box<dyn Snapshot>> {
+        Box::pin(async move {
+            let snapshot = snapshot::create(&self.config, self.version, names, permanent).await?;
+            Ok(Box::new(snapshot) as Box<dyn Snapshot>)
+        })
+    }
+
+    fn source(&self, names: &JobNames, identity: &SourceIdentity) -> Result<Box<dyn Source>> {
+        Ok(Box::new(PgSource::new(
+            self.config.clone(),
+            names,
+            identity.clone(),
+        )?))
+    }
+
+    fn tail<'a>(
+        &'a self,
+        names: &'a JobNames,
+        selection: &'a TableSelection,
+        cursor: Option<&'a str>,
+    ) -> BoxFuture<'a, TailStream> {
+        Box::pin(source::tail(
+            &self.config,
+            self.version,
+            &self.identity,
+            names,
+            selection,
+            cursor,
+        ))
+    }
+
+    fn retention<'a>(&'a self, names: &'a JobNames) -> BoxFuture<'a, Option<Retention>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            let retention = slot::retention(&client, self.version, &names.slot).await;
+            self.asking.settle(retention).await
+        })
+    }
+
+    fn log_end<'a>(&'a self, applied: Option<&'a Position>) -> BoxFuture<'a, (Position, u64)> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking.settle(slot::log_end(&client, applied).await).await
+        })
+    }
+
+    fn beat<'a>(&'a self, names: &'a JobNames, beat: i64) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.beating.get().await?;
+            let beaten = heartbeat::beat(&client, &names.job, beat).await;
+            self.beating.settle(beaten).await
+        })
+    }
+
+    fn mark<'a>(&'a self, names: &'a JobNames, id: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.beating.get().await?;
+            let marked = heartbeat::mark(&client, &names.job, id).await;
+            self.beating.settle(marked).await
+        })
+    }
+
+    fn sequences(&self) -> BoxFuture<'_, Vec<SequenceState>> {
+        Box::pin(async move { sequences::read(&connect(&self.config, SOURCE_SETTINGS).await?).await })
+    }
+
+    fn occupancy<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, Vec<(TableName, Occupancy)>> {
+        Box::pin(async move {
+            let client = connect(&self.config, LOAD_SETTINGS).await?;
+            catalog::occupancy(&client, tables).await
+        })
+    }
+
+    fn create_schema<'a>(&'a self, dump: &'a SchemaDump, phase: SchemaPhase) -> BoxFuture<'a, ()> {
+        Box::pin(schema::create(&self.config, dump, phase))
+    }
+
+    fn prepare_state(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { state::prepare(&self.client().await?).await })
+    }
+
+    fn take_fence<'a>(
+        &'a self,
+        stream: &'a str,
+        takeover_timeout: Duration,
+    ) -> BoxFuture<'a, Box<dyn Fence>> {
+        Box::pin(async move {
+            let fence = state::fence::take(&self.config, stream, takeover_timeout).await?;
+            Ok(Box::new(fence) as Box<dyn Fence>)
+        })
+    }
+
+    fn stream_state<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, StreamState> {
+        Box::pin(async move { state::checkpoint::read(&self.client().await?, stream).await })
+    }
+
+    fn start_stream<'a>(
+        &'a self,
+        epoch: i64,
+        checkpoint: &'a Checkpoint,
+        seed: &'a [SeedTable],
+        schema_pending: bool,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut client = self.client().await?;
+            state::checkpoint::start(&mut client, epoch, checkpoint, seed, schema_pending).await
+        })
+    }
+
+    fn begin_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
+        Box::pin(
+            async move { state::checkpoint::begin_schema(&mut self.client().await?, stream, epoch).await },
+        )
+    }
+
+    fn store_seed<'a>(&'a self, stream: &'a str, epoch: i64, seed: &'a SeedTable) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut client = self.client().await?;
+            state::checkpoint::store_seed(&mut client, stream, epoch, seed).await
+        })
+    }
+
+    fn finish_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut client = self.client().await?;
+            state::checkpoint::finish_schema(&mut client, stream, epoch).await
+        })
+    }
+
+    fn analyze<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
+        Box::pin(async move { catalog::analyze(&self.client().await?, tables).await })
+    }
+
+    fn truncate<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
+        Box::pin(async move { catalog::truncate(&self.client().await?, &self.loaders, tables).await })
+    }
+
+    fn loader<'a>(&'a self, part: &'a TablePart, format: BulkFormat) -> BoxFuture<'a, Box<dyn BulkLoader>> {
+        Box::pin(loader::open(Arc::clone(&self.loaders), part, format))
+    }
+
+    fn target_tables<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TargetTable>> {
+        Box::pin(async move { target_catalog::target_tables(&self.client().await?, selection).await })
+    }
+
+    fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>> {
+        let sink = PgSink::new(self.config.clone(), stream, epoch);
+        Box::pin(async move { Ok(Box::new(sink) as Box<dyn Sink>) })
+    }
+
+    fn advance_sequences<'a>(
+        &'a self,
+        source: &'a [SequenceState],
+        buffer: u32,
+    ) -> BoxFuture<'a, Vec<SequenceAdvance>> {
+        Box::pin(async move { sequences::advance(&self.client().await?, source, buffer).await })
+    }
+
+    fn request_barrier<'a>(&'a self, stream: &'a str, barrier: Option<&'a Barrier>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::barrier::request(&client, stream, barrier).await)
+                .await
+        })
+    }
+
+    fn barrier<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Option<Barrier>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::barrier::wanted(&client, stream).await)
+                .await
+        })
+    }
+
+    fn barrier_reached<'a>(
+        &'a self,
+        stream: &'a str,
+        barrier: &'a Barrier,
+        position: &'a Position,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::barrier::reached(&client, stream, barrier, position).await)
+                .await
+        })
+    }
+
+    fn barrier_state<'a>(&'a self, stream: &'a str, barrier: &'a Barrier) -> BoxFuture<'a, Option<Position>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::barrier::state(&client, stream, barrier).await)
+                .await
+        })
+    }
+
+    fn holder<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Option<String>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::fence::holder(&client, stream).await)
+                .await
+        })
+    }
+
+    fn publish_status<'a>(&'a self, stream: &'a str, status: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::barrier::publish(&client, stream, status).await)
+                .await
+        })
+    }
+
+    fn published_status<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Option<PublishedStatus>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::barrier::published(&client, stream).await)
+                .await
+        })
+    }
+
+    fn preparation<'a>(
+        &'a self,
+        side: Side,
+        names: &'a JobNames,
+        selection: &'a TableSelection,
+    ) -> BoxFuture<'a, Vec<String>> {
+        Box::pin(async move {
+            if side == Side::Target {
+                return Ok(state::statements());
+            }
+            let tables = catalog::inspect(&self.client().await?, selection).await?;
+            let tables: Vec<TableName> = tables.into_iter().map(|table| table.name).collect();
+            Ok(publication::statements(self.version, names, &tables))
+        })
+    }
+
+    fn compare_view<'a>(&'a self, side: Side, names: &'a JobNames) -> BoxFuture<'a, Box<dyn CompareView>> {
+        Box::pin(compare::compare_view(&self.config, self.version, side, names))
+    }
+
+    fn cleanup<'a>(&'a self, side: Side, names: &'a JobNames, dry_run: bool) -> BoxFuture<'a, CleanupReport> {
+        Box::pin(cleanup::cleanup(&self.config, side, names, dry_run))
+    }
+}

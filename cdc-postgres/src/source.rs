@@ -1,0 +1,400 @@
+//! The source: one walsender connection that reads a slot.
+
+mod tail;
+
+use std::time::{Duration, Instant};
+
+use cdc_core::engine::JobNames;
+use cdc_core::source::{Decoder, Source, StreamStart};
+use cdc_core::{Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity};
+use tokio::time::{sleep, timeout};
+
+use crate::config::Config;
+use crate::error::{PgError, SqlState};
+use crate::error_map::position_lsn;
+use crate::lsn::Lsn;
+use crate::pgoutput::{PgDecoder, ProtocolVersion};
+use crate::slot_state::{SEED_AGAIN, SlotState};
+use crate::walsender::{
+    Frame, PgoutputOptions, SystemIdentity, WalSender, WalSenderOptions, parse_frame, split_frames,
+};
+use crate::wire::Feature;
+
+pub(crate) use tail::tail;
+
+/// Bytes after which a read hands its frames on.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// The time for everything between the login and the first frame.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a walsender of our own that lingers on the slot is left alone: most end by themselves when they notice
+/// that their client is gone.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long the slot may stay in use before the attempt is given up.
+const IN_USE_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+/// How long the server may take to end the stream.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads one slot of a PostgreSQL server with `pgoutput`.
+///
+/// The caller holds the fence of the stream, so a walsender that still uses the slot belongs to an instance that is
+/// no more; it is ended.
+#[derive(Debug)]
+pub struct PgSource {
+    config: Config,
+    slot: String,
+    identity: SourceIdentity,
+    options: WalSenderOptions,
+    sender: Option<WalSender>,
+    /// the newest position seen in a frame
+    received: Lsn,
+    /// the newest position durable on the target
+    durable: Lsn,
+    /// whether a frame has come since the last status update
+    heard: bool,
+}
+
+impl PgSource {
+    /// A source for the slot and the publication of `names` (they have one name) of the server and database in
+    /// `identity`.
+    ///
+    /// # Errors
+    /// When `identity` names another slot than `names`.
+    pub fn new(config: Config, names: &JobNames, identity: SourceIdentity) -> Result<PgSource> {
+        if !identity.slot.is_empty() && identity.slot != names.slot {
+            return Err(Error::new(
+                Kind::PositionLost,
+                format!(
+                    "the checkpoint belongs to slot {}, the job uses slot {}",
+                    identity.slot, names.slot
+                ),
+            )
+            .remedy(SEED_AGAIN));
+        }
+        Ok(PgSource {
+            config,
+            slot: names.slot.clone(),
+            identity,
+            options: WalSenderOptions::default(),
+            sender: None,
+            received: Lsn::ZERO,
+            durable: Lsn::ZERO,
+            heard: false,
+        })
+    }
+
+    /// Sets the largest row and the session settings of the walsender.
+    #[must_use]
+    pub fn with_options(mut self, options: WalSenderOptions) -> PgSource {
+        self.options = options;
+        self
+    }
+
+    async fn start(&mut self, start: &StreamStart) -> Result<PgDecoder> {
+        let version = ProtocolVersion::V1;
+        let decoder = PgDecoder::new(version, start)?;
+        let from = position_lsn(&start.from)?;
+        let mut sender = WalSender::connect(&self.config, &self.options).await?;
+        let server = sender.identify_system().await?;
+        self.expect_identity(&server)?;
+        let slot = self.free_slot(&mut sender).await?;
+        slot.expect_usable(&server.dbname, from)?;
+
+        let mut options = PgoutputOptions::new(vec![self.slot.clone()]);
+        options.proto_version = version.number();
+        options.messages = sender.server_version().has(Feature::PgoutputMessages);
+        sender
+            .start_logical_replication(&self.slot, from, &options)
+            .await
+            .map_err(|error| self.stream_error(error))?;
+        tracing::info!(slot = self.slot, position = %from, server = %sender.server_version(), "stream started");
+        self.sender = Some(sender);
+        // The checkpoint is on the target, so the slot may know of it at once.
+        self.received = from;
+        self.durable = from;
+        self.heard = false;
+        Ok(decoder)
+    }
+
+    /// Compares the server with the one of the checkpoint: a position means nothing on another.
+    fn expect_identity(&self, server: &SystemIdentity) -> Result<()> {
+        let refuse = |what: &str, here: &str, there: &str| {
+            Err(Error::new(
+                Kind::PositionLost,
+                format!("the checkpoint was written for {what} {there}, but this is {what} {here}"),
+            )
+            .remedy(format!("connect to the right server, or {SEED_AGAIN}")))
+        };
+        let known = &self.identity;
+        let system = server.system_id.to_string();
+        if system != known.system {
+            return refuse("the server with system identifier", &system, &known.system);
+        }
+        if server.dbname != known.database {
+            return refuse("database", &server.dbname, &known.database);
+        }
+        // A standby that was promoted goes on with a higher timeline; a lower one is a copy that was restored from
+        // before the checkpoint.
+        match known.timeline.parse::<u32>() {
+            Ok(timeline) if server.timeline < timeline => {
+                refuse("timeline", &server.timeline.to_string(), &known.timeline)
+            }
+            Ok(timeline) => {
+                if server.timeline > timeline {
+                    tracing::warn!(
+                        known = timeline,
+                        now = server.timeline,
+                        "the source has a new timeline"
+                    );
+                }
+                Ok(())
+            }
+            Err(_) if known.timeline.is_empty() => Ok(()),
+            Err(_) => refuse("timeline", &server.timeline.to_string(), &known.timeline),
+        }
+    }
+
+    /// The state of the slot once nobody uses it.
+    async fn free_slot(&self, sender: &mut WalSender) -> Result<SlotState> {
+        let begun = Instant::now();
+        let mut told_to_end = None;
+        loop {
+            let Some(state) = SlotState::read(sender, &self.slot).await? else {
+                return Err(SlotState::missing(&self.slot));
+            };
+            let Some(pid) = state.active_pid else {
+                return Ok(state);
+            };
+            if begun.elapsed() >= IN_USE_TIMEOUT {
+                return Err(state.in_use(pid));
+            }
+            if begun.elapsed() >= LINGER && told_to_end != Some(pid) {
+                told_to_end = Some(pid);
+                match state
+                    .end_walsender(sender, pid, self.config.application_name())
+                    .await
+                {
+                    Ok(true) => {
+                        tracing::warn!(slot = self.slot, pid, "ended a former walsender of this job");
+                    }
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(slot = self.slot, pid, %error, "cannot end a former walsender");
+                    }
+                }
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Errors of the stream itself, where some codes mean that the WAL or the slot is gone.
+    fn stream_error(&self, error: PgError) -> Error {
+        let code = error.sqlstate;
+        let is = |wanted: &str| code.is_some_and(|code| code.as_str() == wanted);
+        let lost = is("58P01") || is("55000");
+        let in_use = error.is(SqlState::OBJECT_IN_USE);
+        let no_publication = error.is(SqlState::UNDEFINED_OBJECT);
+        let mapped = Error::from(error).object(format!("slot {}", self.slot));
+        if lost {
+            // "requested WAL segment has already been removed", "can no longer get changes from replication slot"
+            Error::new(Kind::PositionLost, mapped.message())
+                .object(format!("slot {}", self.slot))
+                .code(mapped.server_code().unwrap_or_default())
+                .remedy(SEED_AGAIN)
+        } else if in_use {
+            Error::new(Kind::Fenced, mapped.message())
+                .object(format!("slot {}", self.slot))
+                .action(Action::Retry)
+        } else if no_publication {
+            // The server looks a publication up as it was when the change was made.
+            mapped.remedy(format!(
+                "publication {} must be older than the slot: {SEED_AGAIN}",
+                self.slot
+            ))
+        } else {
+            mapped
+        }
+    }
+
+    /// Reports what has been received and what is durable. Never waits for the network.
+    async fn report(&mut self, want_answer: bool) -> Result<()> {
+        let sender = self.sender.as_mut().ok_or_else(not_open)?;
+        // What is durable has been received, also when it was in the session before.
+        let written = self.received.max(self.durable);
+        sender
+            .try_send_status(written, self.durable, self.durable, want_answer)
+            .await?;
+        Ok(())
+    }
+
+    /// Looks at new frames: how far they reach, and whether the server wants to hear from us.
+    fn look_at(&mut self, frames: &[u8]) -> Result<bool> {
+        let mut wanted = false;
+        for payload in split_frames(frames) {
+            let reached = match parse_frame(payload?)? {
+                Frame::XLogData { start, wal_end, .. } => start.max(wal_end),
+                Frame::Keepalive {
+                    wal_end,
+                    reply_requested,
+                    ..
+                } => {
+                    wanted |= reply_requested;
+                    wal_end
+                }
+            };
+            self.received = self.received.max(reached);
+        }
+        Ok(wanted)
+    }
+}
+
+fn not_open() -> Error {
+    Error::new(Kind::Unreachable, "the stream is not open").action(Action::Reconnect)
+}
+
+impl Source for PgSource {
+    fn open<'a>(&'a mut self, start: &'a StreamStart) -> BoxFuture<'a, Box<dyn Decoder>> {
+        Box::pin(async move {
+            self.sender = None;
+            let decoder = timeout(OPEN_TIMEOUT, self.start(start)).await.map_err(|_| {
+                Error::from(PgError::timeout(format!(
+                    "the server did not start the stream of slot {} within {} s",
+                    self.slot,
+                    OPEN_TIMEOUT.as_secs()
+                )))
+            })??;
+            Ok(Box::new(decoder) as Box<dyn Decoder>)
+        })
+    }
+
+    fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let begin = chunk.bytes.len();
+            let sender = self.sender.as_mut().ok_or_else(not_open)?;
+            let read = sender.read_frames(&mut chunk.bytes, CHUNK_BYTES).await;
+            if let Err(error) = read {
+                return Err(self.stream_error(error));
+            }
+            // From here on nothing waits, so that dropping the call loses no frame.
+            chunk.received = Some(Instant::now());
+            self.heard = true;
+            if self.look_at(chunk.bytes.get(begin..).unwrap_or_default())? {
+                self.report(false).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn confirm<'a>(&'a mut self, durable: Option<&'a Position>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Some(durable) = durable {
+                self.durable = self.durable.max(position_lsn(durable)?);
+            }
+            // Our updates keep the server from sending keepalives of its own, so in a silence we ask for one: it
+            // tells how far the log is.
+            let silent = !std::mem::replace(&mut self.heard, false);
+            self.report(silent).await
+        })
+    }
+
+    fn close(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let told = if self.sender.is_some() {
+                self.report(false).await
+            } else {
+                Ok(())
+            };
+            if let Some(sender) = self.sender.take() {
+                sender.stop(STOP_TIMEOUT).await?;
+            }
+            told
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use postgres_protocol::message::backend::Message;
+
+    use super::*;
+    use crate::pgoutput::encode::Frames;
+
+    fn source() -> PgSource {
+        let config = Config::parse_with("postgres://u@h/d", &|_| None).unwrap();
+        let names = JobNames {
+            job: "j".into(),
+            slot: "cdc_sync_j".into(),
+        };
+        let identity = SourceIdentity {
+            system: "7".into(),
+            database: "d".into(),
+            timeline: "2".into(),
+            slot: "cdc_sync_j".into(),
+        };
+        PgSource::new(config, &names, identity).unwrap()
+    }
+
+    fn server(system_id: u64, timeline: u32, dbname: &str) -> SystemIdentity {
+        SystemIdentity {
+            system_id,
+            timeline,
+            xlogpos: Lsn(1),
+            dbname: dbname.into(),
+        }
+    }
+
+    #[test]
+    fn another_server_or_history_is_refused() {
+        let source = source();
+        assert!(source.expect_identity(&server(7, 2, "d")).is_ok());
+        assert!(source.expect_identity(&server(7, 3, "d")).is_ok());
+        for (other, named) in [
+            (server(8, 2, "d"), "system identifier 8"),
+            (server(7, 2, "e"), "database e"),
+            (server(7, 1, "d"), "timeline 1"),
+        ] {
+            let error = source.expect_identity(&other).unwrap_err();
+            assert_eq!(error.kind(), Kind::PositionLost);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn frames_tell_how_far_and_whether_to_answer() {
+        let mut source = source();
+        let mut frames = Frames::default();
+        frames.message(Lsn(5), b"x").keepalive(Lsn(9), false);
+        assert!(!source.look_at(&frames.bytes).unwrap());
+        assert_eq!(source.received, Lsn(9));
+        frames.keepalive(Lsn(3), true);
+        assert!(source.look_at(&frames.bytes).unwrap());
+        assert_eq!(source.received, Lsn(9));
+        assert!(source.look_at(&frames.bytes[..7]).is_err());
+    }
+
+    fn server_error(code: &str) -> PgError {
+        let fields = format!("SERROR\0C{code}\0Mno\0\0");
+        let mut frame = BytesMut::from(&b"E"[..]);
+        frame.extend((fields.len() as u32 + 4).to_be_bytes());
+        frame.extend(fields.bytes());
+        match Message::parse(&mut frame) {
+            Ok(Some(Message::ErrorResponse(body))) => PgError::from_fields(body.fields()),
+            _ => panic!("not an ErrorResponse"),
+        }
+    }
+
+    #[test]
+    fn lost_wal_and_a_slot_in_use_are_told_apart() {
+        let source = source();
+        let of = |code: &str| {
+            let error = source.stream_error(server_error(code));
+            (error.kind(), error.what_to_do())
+        };
+        assert_eq!(of("58P01"), (Kind::PositionLost, Action::Stop));
+        assert_eq!(of("55000"), (Kind::PositionLost, Action::Stop));
+        assert_eq!(of("55006"), (Kind::Fenced, Action::Retry));
+        assert_eq!(of("57P01"), (Kind::Unreachable, Action::Reconnect));
+        assert_eq!(of("42704"), (Kind::Schema, Action::Stop));
+    }
+}

@@ -1,0 +1,17 @@
+//! Schema `cdc_sync` on the target: what a stream stores there, and the right to apply it.
+//!
+//! ```text
+//! fence       one row a stream: the epoch every target transaction checks under a shared row lock
+//! stream      one row a stream: what is to be done for it besides applying
+//! checkpoint  one row a stream: position and accounting, written in the data's own transaction
+//! seed        one row a table: how far its initial copy has come, and its snapshot's position
+//! barrier     a verify's request to stand still, and the answer
+//! status      what the running instance tells about itself
+//! ```
+
+pub(crate) mod barrier;
+pub(crate) mod checkpoint;
+pub(crate) mod fence;
+mod schema;
+
+pub(crate) use schema::{explained, prepare, statements};

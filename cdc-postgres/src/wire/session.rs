@@ -1,0 +1,195 @@
+//! The settings every session of ours runs with, whatever the role, the database or the server's configuration say.
+
+use super::version::{Feature, ServerVersion};
+
+/// Settings known to every server version we speak to; they go into the startup packet.
+///
+/// Formats: a value must have one text form on both sides, or text passed from one to the other changes its meaning
+/// (`DateStyle` "SQL, DMY" turns the 3rd of April into the 4th of March). `lc_monetary` and `array_nulls` belong here
+/// for the same reason. `search_path` is empty so that no object of a user's schema can stand in for a built-in one
+/// (CVE-2018-1058). Time limits: the server's defaults would end a long snapshot, or the stream itself.
+const SETTINGS: &[(&str, &str)] = &[
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("array_nulls", "on"),
+    ("xmloption", "content"),
+    ("standard_conforming_strings", "on"),
+    ("search_path", ""),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+];
+
+/// What a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ordinary SQL.
+    Sql,
+    /// A walsender (`replication=database`): replication commands, and SQL by the simple protocol only.
+    Replication(ReplicationSettings),
+}
+
+/// Settings of a walsender session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicationSettings {
+    /// `wal_sender_timeout` (PostgreSQL 12 and later), in the server's syntax. `0` is without limit.
+    pub wal_sender_timeout: String,
+    /// `logical_decoding_work_mem` (PostgreSQL 13 and later), in the server's syntax: what the server may hold in
+    /// memory before it writes transactions in progress to disk.
+    pub logical_decoding_work_mem: String,
+}
+
+impl Default for ReplicationSettings {
+    fn default() -> ReplicationSettings {
+        ReplicationSettings {
+            wal_sender_timeout: "60s".into(),
+            logical_decoding_work_mem: "256MB".into(),
+        }
+    }
+}
+
+/// The settings for the startup packet: ours, then `extra`, which may replace ours.
+///
+/// The server applies them after the user's `options`, so that ours win over those.
+pub(super) fn at_startup<'a>(extra: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    SETTINGS
+        .iter()
+        .copied()
+        .filter(|(name, _)| !replaced(name, extra))
+        .chain(extra.iter().copied())
+}
+
+fn replaced(name: &str, extra: &[(&str, &str)]) -> bool {
+    extra.iter().any(|(other, _)| name.eq_ignore_ascii_case(other))
+}
+
+/// The same settings in the form of `options`, behind the user's own, for a client that cannot send others.
+pub(super) fn as_options(user: Option<&str>, extra: &[(&str, &str)]) -> String {
+    let mut options = user.unwrap_or_default().to_owned();
+    for (name, value) in at_startup(extra) {
+        if !options.is_empty() {
+            options.push(' ');
+        }
+        options.push_str("-c ");
+        options.push_str(name);
+        options.push('=');
+        for c in value.chars() {
+            if c.is_whitespace() || c == '\\' {
+                options.push('\\');
+            }
+            options.push(c);
+        }
+    }
+    options
+}
+
+/// The statement for the settings that only some versions know: in the startup packet an unknown one would be refused.
+///
+/// It is one statement because a walsender of PostgreSQL 14 and older takes no list of them.
+pub(super) fn after_startup(version: ServerVersion, purpose: &Purpose) -> Option<String> {
+    let mut settings: Vec<(&str, &str)> = Vec::new();
+    let mut add = |feature, name, value| {
+        if version.has(feature) {
+            settings.push((name, value));
+        }
+    };
+    add(Feature::IdleSessionTimeout, "idle_session_timeout", "0");
+    add(Feature::TransactionTimeout, "transaction_timeout", "0");
+    if let Purpose::Replication(replication) = purpose {
+        add(
+            Feature::SessionWalSenderTimeout,
+            "wal_sender_timeout",
+            &replication.wal_sender_timeout,
+        );
+        add(
+            Feature::DecodingWorkMem,
+            "logical_decoding_work_mem",
+            &replication.logical_decoding_work_mem,
+        );
+    }
+    if settings.is_empty() {
+        return None;
+    }
+    let calls: Vec<String> = settings
+        .iter()
+        .map(|(name, value)| {
+            format!(
+                "pg_catalog.set_config({}, {}, false)",
+                literal(name),
+                literal(value)
+            )
+        })
+        .collect();
+    Some(format!("SELECT {}", calls.join(", ")))
+}
+
+/// `text` as an SQL string literal; `standard_conforming_strings` is on in all our sessions.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// `name` as a quoted SQL identifier.
+pub(crate) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_settings_replace_ours() {
+        let extra = [("datestyle", "SQL"), ("session_replication_role", "replica")];
+        let all: Vec<_> = at_startup(&extra).collect();
+        assert_eq!(
+            all.iter()
+                .filter(|(name, _)| name.eq_ignore_ascii_case("datestyle"))
+                .count(),
+            1
+        );
+        assert!(all.contains(&("datestyle", "SQL")) && all.contains(&("search_path", "")));
+    }
+
+    #[test]
+    fn options_escape_spaces_and_follow_the_users() {
+        let options = as_options(Some("-c geqo=off"), &[("application.note", "a b\\c")]);
+        assert!(
+            options.starts_with("-c geqo=off -c client_encoding=UTF8 "),
+            "{options}"
+        );
+        assert!(options.ends_with(" -c application.note=a\\ b\\\\c"), "{options}");
+        assert!(options.contains("-c search_path= "), "{options}");
+    }
+
+    #[test]
+    fn later_settings_depend_on_version_and_purpose() {
+        let replication = Purpose::Replication(ReplicationSettings::default());
+        let sql = |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose);
+        assert_eq!(sql(110_000, &replication), None);
+        assert_eq!(sql(130_000, &Purpose::Sql), None);
+        assert_eq!(
+            sql(120_000, &replication).unwrap(),
+            "SELECT pg_catalog.set_config('wal_sender_timeout', '60s', false)"
+        );
+        let all = sql(180_000, &replication).unwrap();
+        for name in [
+            "idle_session_timeout",
+            "transaction_timeout",
+            "wal_sender_timeout",
+            "logical_decoding_work_mem",
+        ] {
+            assert!(all.contains(name), "{all}");
+        }
+    }
+
+    #[test]
+    fn quoting_doubles_the_quote() {
+        assert_eq!(literal("a'b\\c\"d"), "'a''b\\c\"d'");
+        assert_eq!(identifier("a\"b'c.d"), "\"a\"\"b'c.d\"");
+    }
+}

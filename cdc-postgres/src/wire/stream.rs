@@ -1,0 +1,186 @@
+//! The byte stream to one server: TCP or Unix-domain socket, with or without TLS.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio_rustls::client::TlsStream;
+
+use crate::config::{Config, Endpoint, SslMode};
+use crate::error::PgError;
+use crate::tls;
+
+/// After this much silence the kernel asks the peer whether it is still there, every [`KEEPALIVE_INTERVAL`], so that
+/// a peer that vanished without a word (power, NAT table) is noticed within a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// An open byte stream to a server.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP without encryption.
+    Tcp(TcpStream),
+    /// A Unix-domain socket.
+    Unix(UnixStream),
+    /// TLS over TCP.
+    Tls {
+        /// The encrypted stream.
+        stream: Box<TlsStream<TcpStream>>,
+        /// The hash of the server's certificate for `tls-server-end-point` channel binding, if it has one.
+        server_end_point: Option<Vec<u8>>,
+    },
+}
+
+impl Stream {
+    /// Whether the stream is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Stream::Tls { .. })
+    }
+
+    /// What SCRAM-SHA-256-PLUS binds to.
+    pub(crate) fn server_end_point(&self) -> Option<&[u8]> {
+        match self {
+            Stream::Tls { server_end_point, .. } => server_end_point.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// One way to try a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    /// Do not ask for TLS.
+    Plain,
+    /// Ask for TLS and go on without it if the server has none.
+    IfOffered,
+    /// Ask for TLS and give up if the server has none.
+    Must,
+}
+
+/// The ways in which a server is tried, in order (libpq manual, "SSL Mode Descriptions").
+pub(crate) fn attempts(config: &Config, endpoint: &Endpoint) -> &'static [Encryption] {
+    use Encryption::{IfOffered, Must, Plain};
+    match (endpoint, config.ssl_mode()) {
+        // sslmode is ignored for Unix-domain sockets, as in libpq.
+        (Endpoint::Unix { .. }, _) | (_, SslMode::Disable) => &[Plain],
+        (_, SslMode::Allow) => &[Plain, Must],
+        (_, SslMode::Prefer) => &[IfOffered, Plain],
+        (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[Must],
+    }
+}
+
+/// Opens the stream to one server in one way. The time limit is the caller's.
+pub(crate) async fn open(
+    config: &Config,
+    endpoint: &Endpoint,
+    encryption: Encryption,
+) -> Result<Stream, PgError> {
+    match endpoint {
+        Endpoint::Unix { .. } => Ok(Stream::Unix(UnixStream::connect(endpoint.to_string()).await?)),
+        Endpoint::Tcp { host, port } => {
+            let mut tcp = open_tcp(host, *port).await?;
+            if encryption == Encryption::Plain {
+                return Ok(Stream::Tcp(tcp));
+            }
+            if tls::offered(&mut tcp).await? {
+                let tls = tls::handshake(tcp, host, config).await?;
+                return Ok(Stream::Tls {
+                    stream: Box::new(tls.stream),
+                    server_end_point: tls.server_end_point,
+                });
+            }
+            if encryption == Encryption::Must {
+                return Err(
+                    PgError::tls("the server does not support TLS, but sslmode requires it")
+                        .with_hint("set ssl = on in the server's configuration, or sslmode=disable"),
+                );
+            }
+            Ok(Stream::Tcp(tcp))
+        }
+    }
+}
+
+/// Tries all addresses of a name.
+async fn open_tcp(host: &str, port: u16) -> Result<TcpStream, PgError> {
+    let addresses = lookup_host((host, port))
+        .await
+        .map_err(|e| PgError::connection(format!("the host name cannot be resolved: {e}")))?;
+    let mut last = None;
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(tcp) => {
+                // Small messages (status updates, Sync) must not wait for an acknowledgement.
+                tcp.set_nodelay(true)?;
+                let keepalive = TcpKeepalive::new()
+                    .with_time(KEEPALIVE_IDLE)
+                    .with_interval(KEEPALIVE_INTERVAL)
+                    .with_retries(KEEPALIVE_PROBES);
+                SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
+                return Ok(tcp);
+            }
+            Err(error) => last = Some(PgError::connection(format!("{error} (address {address})"))),
+        }
+    }
+    Err(last.unwrap_or_else(|| PgError::connection("the host name has no address")))
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls { stream, .. } => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls { stream, .. } => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Unix(stream) => stream.is_write_vectored(),
+            Stream::Tls { stream, .. } => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls { stream, .. } => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls { stream, .. } => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

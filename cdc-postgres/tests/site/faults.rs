@@ -1,0 +1,199 @@
+//! The copy when connections break and transactions stand in the way.
+
+use std::time::{Duration, Instant};
+
+use cdc_core::seed::{BulkFormat, BulkLoader, TablePart};
+use cdc_core::{Action, Engine, Error, Kind, Site};
+use cdc_postgres::site::PgEngine;
+use testbed::PgCluster;
+use testbed::proxy::Proxy;
+
+use crate::{cluster, names, site, table};
+
+/// Waits for a condition on the server.
+async fn until(cluster: &PgCluster, query: &str, wanted: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while cluster.sql("db", query).unwrap() != wanted {
+        assert!(Instant::now() < deadline, "{query} is not {wanted}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A target whose COMMIT of a load takes three seconds, whatever the session's role.
+fn slow_to_commit() -> PgCluster {
+    let target = cluster(16);
+    target
+        .sql(
+            "db",
+            "CREATE TABLE t (id int);
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN IF NEW.id = 1 THEN PERFORM pg_sleep(3); END IF; RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION slow();
+             ALTER TABLE t ENABLE ALWAYS TRIGGER slow",
+        )
+        .unwrap();
+    target
+}
+
+const COMMITTING: &str = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'";
+
+async fn loaded(green: &dyn Site) -> Box<dyn BulkLoader> {
+    let part = TablePart {
+        table: table("public", "t"),
+        columns: vec!["id".into()],
+        range: None,
+        index: 0,
+        of: 1,
+    };
+    let mut loader = green
+        .loader(&part, BulkFormat("postgres.copy.text"))
+        .await
+        .unwrap();
+    loader.write(bytes::Bytes::from_static(b"1\n2\n")).await.unwrap();
+    loader
+}
+
+#[tokio::test]
+async fn a_load_whose_commit_was_not_answered_is_known_to_have_taken_effect() {
+    let target = slow_to_commit();
+    let proxy = Proxy::start(target.port()).unwrap();
+    let green = PgEngine
+        .connect(&target.url_at(proxy.port(), "db"), Duration::from_secs(10))
+        .await
+        .unwrap();
+    let finish = tokio::spawn(loaded(&*green).await.finish());
+    until(&target, COMMITTING, "1").await;
+    proxy.cut_all();
+    assert_eq!(finish.await.unwrap().unwrap(), 2);
+    assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "2");
+}
+
+#[tokio::test]
+async fn a_load_whose_session_was_ended_is_known_to_have_failed() {
+    let target = slow_to_commit();
+    let green = site(&target).await;
+    let finish = tokio::spawn(loaded(&*green).await.finish());
+    until(&target, COMMITTING, "1").await;
+    target
+        .sql(
+            "db",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'COMMIT'",
+        )
+        .unwrap();
+    let error: Error = finish.await.unwrap().unwrap_err();
+    assert_eq!(
+        (error.kind(), error.what_to_do()),
+        (Kind::Unreachable, Action::Reconnect),
+        "{error:?}"
+    );
+    assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
+}
+
+#[tokio::test]
+async fn a_copy_whose_connections_break_says_what_is_lost() {
+    let source = cluster(18);
+    source
+        .sql(
+            "db",
+            "CREATE TABLE t (id int PRIMARY KEY, pad text); \
+                    INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 100000) i",
+        )
+        .unwrap();
+    let proxy = Proxy::start(source.port()).unwrap();
+    let blue = PgEngine
+        .connect(&source.url_at(proxy.port(), "db"), Duration::from_secs(10))
+        .await
+        .unwrap();
+    // The holder of the snapshot goes the same way as its readers: all is lost, and said to be.
+    let snapshot = blue.create_snapshot(&names(), false).await.unwrap();
+    let parts = snapshot.parts(&table("public", "t"), 1 << 30).await.unwrap();
+    assert_eq!(parts.len(), 1);
+    let mut reader = snapshot.read(&parts[0]).await.unwrap();
+    reader.next().await.unwrap().unwrap();
+    proxy.cut_all();
+    let error = loop {
+        match reader.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("a cut copy ended well"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(
+        (error.kind(), error.what_to_do()),
+        (Kind::Unreachable, Action::Reconnect),
+        "{error:?}"
+    );
+    until(
+        &source,
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'",
+        "0",
+    )
+    .await;
+    let error = snapshot.read(&parts[0]).await.err().unwrap();
+    assert_eq!(error.kind(), Kind::PositionLost, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_slot_waits_for_old_transactions_and_is_not_left_behind() {
+    let source = cluster(15);
+    source.sql("db", "CREATE TABLE t (id int)").unwrap();
+    let blue = site(&source).await;
+    let (mut client, connection) = tokio_postgres::connect(&source.url("db"), tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let writing = client.transaction().await.unwrap();
+    writing.execute("INSERT INTO t VALUES (1)", &[]).await.unwrap();
+    let names = names();
+    let given_up = tokio::time::timeout(Duration::from_secs(6), blue.create_snapshot(&names, true)).await;
+    assert!(given_up.is_err(), "the slot did not wait for the transaction");
+    until(&source, "SELECT count(*) FROM pg_replication_slots", "0").await;
+    until(
+        &source,
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'",
+        "0",
+    )
+    .await;
+
+    let waiting = blue.create_snapshot(&names, true);
+    let committing = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        writing.commit().await.unwrap();
+    };
+    let (snapshot, ()) = tokio::join!(waiting, committing);
+    let snapshot = snapshot.unwrap();
+    let parts = snapshot.parts(&table("public", "t"), 1 << 20).await.unwrap();
+    let mut reader = snapshot.read(&parts[0]).await.unwrap();
+    assert_eq!(reader.next().await.unwrap().as_deref(), Some(&b"1\n"[..]));
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_waited_for_and_then_named() {
+    let mut target = cluster(18);
+    target.stop(testbed::StopMode::Fast).unwrap();
+    let begun = Instant::now();
+    let error = PgEngine
+        .connect(&target.url("db"), Duration::from_secs(2))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), Kind::Unreachable, "{error:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(1500) && begun.elapsed() < Duration::from_secs(20));
+    let url = target.url("db");
+    let connecting =
+        tokio::spawn(async move { PgEngine.connect(&url, Duration::from_secs(120)).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let _target = tokio::task::spawn_blocking(move || target.start_again().map(|()| target))
+        .await
+        .unwrap()
+        .unwrap();
+    connecting.await.unwrap().unwrap();
+    for (url, kind) in [
+        ("postgres://h/d?nonsense=1", Kind::Config),
+        ("mysql://h/d", Kind::Config),
+    ] {
+        let error = PgEngine.connect(url, Duration::from_secs(1)).await.err().unwrap();
+        assert_eq!(error.kind(), kind);
+    }
+}

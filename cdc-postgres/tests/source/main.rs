@@ -1,0 +1,5 @@
+//! The source on real servers.
+
+mod decoded;
+mod lifecycle;
+mod stage;

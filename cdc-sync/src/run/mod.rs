@@ -1,0 +1,152 @@
+//! `run`: from an empty target to a followed one, resumable at every point.
+//!
+//! ```text
+//! fence ─▶ no checkpoint? schema · publication · slot + snapshot · first checkpoint
+//!       ─▶ tables not live? copy them (a restart copies unfinished tables whole, from a new snapshot)
+//!       ─▶ indexes ─▶ follow ─▶ all snapshots passed? foreign keys, triggers, statistics ─▶ follow …
+//! ```
+//!
+//! Every arrow is durable on the target before the next begins, so a kill anywhere is resumed by running again.
+
+mod backoff;
+mod follow;
+mod heartbeat;
+mod prepare;
+mod progress;
+mod seed;
+mod supervise;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cdc_core::engine::{JobNames, SeedPhase, SequenceAdvance};
+use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
+use cdc_core::{Kind, Position, Result, Site, TableSelection};
+
+pub use progress::{Reporter, SeedProgress, TableProgress};
+
+/// What `run` may be told.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    /// end after everything committed on the source before now is on the target and sequences are advanced
+    pub until_caught_up: bool,
+    /// empty target tables that hold rows instead of refusing
+    pub truncate_target: bool,
+    /// how long to wait for another instance to go
+    pub takeover_timeout: Duration,
+    /// how long work in flight may take after a stop
+    pub shutdown_timeout: Duration,
+    /// end with exit code 4 when the goal of `until_caught_up` is not reached by then
+    pub deadline: Option<Instant>,
+    /// connections that copy the seed
+    pub seed_connections: usize,
+    /// bytes of a table copied by one connection at a time
+    pub seed_part_bytes: u64,
+    /// retained log of the source, in bytes, at which the seed stops
+    pub max_retained_wal: Option<u64>,
+    /// limits of the pipeline
+    pub pipeline: PipelineConfig,
+    /// time between heartbeats; `None` writes none
+    pub heartbeat: Option<Duration>,
+    /// how many steps sequences are set ahead of the source
+    pub sequence_buffer: u32,
+    /// where the product's own dump programs are
+    pub tools_dir: Option<PathBuf>,
+}
+
+/// Everything `run` works with.
+pub struct RunContext {
+    /// blue
+    pub source: Arc<dyn Site>,
+    /// green
+    pub target: Arc<dyn Site>,
+    /// the job's names
+    pub names: JobNames,
+    /// which tables
+    pub selection: TableSelection,
+    /// what it was told
+    pub settings: RunSettings,
+    /// stop requests; the caller's signal handler calls [`Control::stop`]
+    pub control: Arc<Control>,
+    /// live numbers for `/metrics` and the lag line
+    pub stats: Arc<StreamStats>,
+    /// where progress is shown
+    pub reporter: Arc<dyn Reporter>,
+}
+
+/// What the seed of this process run did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+pub struct SeedSummary {
+    /// tables copied
+    pub tables: u64,
+    /// rows copied
+    pub rows: u64,
+    /// bytes copied
+    pub bytes: u64,
+    /// how long it took
+    pub seconds: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct RunOutcome {
+    /// what was copied by this process
+    pub seed: SeedSummary,
+    /// the stream's numbers at the end
+    pub stats: StatsSnapshot,
+    /// newest position of the source's log, as last seen
+    pub source_position: Option<Position>,
+    /// sequences set, with `until_caught_up`
+    pub sequences: Vec<SequenceAdvance>,
+    /// whether the marker of `until_caught_up` was applied
+    pub caught_up: bool,
+}
+
+/// Runs the job until it is stopped or, with [`RunSettings::until_caught_up`], until the goal is reached.
+///
+/// # Errors
+/// What stops a job: see the exit codes. A stop request is not an error.
+pub async fn run(context: Arc<RunContext>) -> Result<RunOutcome> {
+    let RunContext {
+        source,
+        target,
+        names,
+        settings,
+        ..
+    } = &*context;
+    target.prepare_state().await?;
+    let fence = target.take_fence(&names.job, settings.takeover_timeout).await?;
+    let epoch = fence.epoch();
+    let prepared = prepare::prepare(&context, epoch).await?;
+    let mut outcome = RunOutcome {
+        seed: SeedSummary::default(),
+        stats: StatsSnapshot::default(),
+        source_position: None,
+        sequences: Vec::new(),
+        caught_up: false,
+    };
+    if prepared.seed.iter().any(|table| table.phase != SeedPhase::Live) {
+        outcome.seed = match seed::seed(&context, epoch, prepared.snapshot, prepared.seed).await {
+            Ok(summary) => summary,
+            Err(error) if error.kind() == Kind::Interrupted => {
+                outcome.stats = context.stats.snapshot();
+                return Ok(outcome);
+            }
+            Err(error) => return Err(error),
+        };
+    }
+    let schema = if prepared.schema_pending {
+        Some(prepare::create_indexes(&context, prepared.dump).await?)
+    } else {
+        None
+    };
+    let followed = follow::follow(&context, fence, schema).await?;
+    outcome.sequences = followed.sequences;
+    outcome.caught_up = followed.caught_up;
+    outcome.stats = context.stats.snapshot();
+    // The figure is for the report only: a source that just went away does not undo a finished run.
+    outcome.source_position = source.log_end(None).await.ok().map(|(position, _)| position);
+    Ok(outcome)
+}

@@ -1,0 +1,421 @@
+//! The initial copy: parts of tables, each on a connection of its own, all from one snapshot.
+//!
+//! A lost copy connection repeats its own part while the snapshot stands. When the snapshot is lost, tables
+//! that are complete stay; the others are emptied and copied whole from a new snapshot, whose position is
+//! stored with them: the stream applies to a table only what its snapshot does not contain.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use cdc_core::engine::{Retention, SeedPhase, SeedTable, TableInfo};
+use cdc_core::pipeline::Phase;
+use cdc_core::seed::{Snapshot, TablePart};
+use cdc_core::{Action, Error, Kind, Result};
+
+use super::backoff::Backoff;
+use super::{RunContext, SeedProgress, SeedSummary, TableProgress};
+
+/// How often progress is shown and finished parts are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the source is asked what it retains.
+const RETENTION_EVERY: Duration = Duration::from_secs(2);
+/// Attempts at one part before its error is the seed's.
+const PART_ATTEMPTS: u32 = 6;
+
+/// One part for a worker: which table, and what to copy.
+struct Task {
+    table: usize,
+    part: TablePart,
+}
+
+/// What workers report.
+enum Report {
+    Bytes {
+        table: usize,
+        bytes: u64,
+    },
+    /// a part is copied again: its bytes so far do not count
+    Again {
+        table: usize,
+        bytes: u64,
+    },
+    Done {
+        table: usize,
+        rows: u64,
+    },
+    Failed(Error),
+}
+
+/// Copies every table that is not live and stores its progress; returns early when a stop is asked for.
+pub(super) async fn seed(
+    context: &Arc<RunContext>,
+    epoch: i64,
+    snapshot: Option<Box<dyn Snapshot>>,
+    mut tables: Vec<SeedTable>,
+) -> Result<SeedSummary> {
+    context.stats.update(|stats| stats.phase = Phase::Seeding);
+    let began = Instant::now();
+    let infos = context.source.inspect(&context.selection).await?;
+    let size = |table: &SeedTable| {
+        infos
+            .iter()
+            .find(|info| info.name == table.table)
+            .map_or(0, |info| info.bytes)
+    };
+    tables.sort_by_key(|table| std::cmp::Reverse(size(table)));
+    let mut summary = SeedSummary::default();
+    let mut snapshot = snapshot;
+    let mut backoff = Backoff::new(Duration::from_secs(30));
+    loop {
+        let round = match snapshot.take() {
+            Some(held) => Ok(held),
+            None => context.source.create_snapshot(&context.names, false).await,
+        };
+        let copied = match round {
+            Ok(held) => copy_round(context, epoch, Arc::from(held), &mut tables, &infos, &mut summary).await,
+            Err(error) => Err(error),
+        };
+        match copied {
+            Ok(()) => break,
+            Err(error) if error.what_to_do() == Action::Stop || context.control.stopping() => {
+                return Err(error);
+            }
+            Err(error) => {
+                let pause = backoff.pause();
+                tracing::warn!(%error, ?pause, "seed interrupted; unfinished tables are copied again from a new snapshot");
+                context.stats.update(|stats| {
+                    stats.restarts += 1;
+                    stats.last_error = Some(error.to_string());
+                });
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+    summary.seconds = began.elapsed().as_secs_f64();
+    Ok(summary)
+}
+
+/// One attempt: all unfinished tables from one snapshot.
+async fn copy_round(
+    context: &Arc<RunContext>,
+    epoch: i64,
+    snapshot: Arc<dyn Snapshot>,
+    tables: &mut [SeedTable],
+    infos: &[TableInfo],
+    summary: &mut SeedSummary,
+) -> Result<()> {
+    let (tasks_tx, tasks_rx) = unbounded::<Task>();
+    let (reports_tx, reports_rx) = unbounded::<Report>();
+    let workers: Vec<_> = (0..context.settings.seed_connections.max(1))
+        .map(|number| spawn_worker(number, context, &snapshot, tasks_rx.clone(), reports_tx.clone()))
+        .collect::<Result<_>>()?;
+    drop((tasks_rx, reports_tx));
+    let mut round = Round::new(context, epoch, &snapshot, tables, infos);
+    let copied = round.run(tasks_tx, &reports_rx, summary).await;
+    // The queue is closed or dropped: workers end after the part they are at, or at once when it failed.
+    drop(reports_rx);
+    let joined =
+        tokio::task::spawn_blocking(move || workers.into_iter().try_for_each(|worker| worker.join())).await;
+    match joined {
+        Ok(Ok(())) => copied,
+        Ok(Err(_)) | Err(_) => Err(Error::bug("a copy thread panicked")),
+    }
+}
+
+/// The coordinating side of one attempt.
+struct Round<'a> {
+    context: &'a RunContext,
+    epoch: i64,
+    snapshot: &'a Arc<dyn Snapshot>,
+    tables: &'a mut [SeedTable],
+    progress: SeedProgress,
+    pending: Vec<usize>,
+    retention_asked: Instant,
+    warned: bool,
+}
+
+impl<'a> Round<'a> {
+    fn new(
+        context: &'a RunContext,
+        epoch: i64,
+        snapshot: &'a Arc<dyn Snapshot>,
+        tables: &'a mut [SeedTable],
+        infos: &[TableInfo],
+    ) -> Self {
+        let rows = tables.iter().map(|table| {
+            let info = infos.iter().find(|info| info.name == table.table);
+            TableProgress {
+                table: table.table.clone(),
+                phase: table.phase,
+                estimated_rows: info.map_or(0, |info| info.estimated_rows),
+                disk_bytes: info.map_or(0, |info| info.bytes),
+                rows: table.rows,
+                bytes: table.bytes,
+                parts: (0, 0),
+            }
+        });
+        let progress = SeedProgress {
+            tables: rows.collect(),
+            began: Instant::now(),
+            retention: None,
+        };
+        let pending = vec![0; tables.len()];
+        let retention_asked = Instant::now() - RETENTION_EVERY;
+        Self {
+            context,
+            epoch,
+            snapshot,
+            tables,
+            progress,
+            pending,
+            retention_asked,
+            warned: false,
+        }
+    }
+
+    async fn run(
+        &mut self,
+        tasks: Sender<Task>,
+        reports: &Receiver<Report>,
+        summary: &mut SeedSummary,
+    ) -> Result<()> {
+        let todo: Vec<usize> = (0..self.tables.len())
+            .filter(|table| self.tables[*table].phase != SeedPhase::Live)
+            .collect();
+        let mut todo = todo.into_iter().peekable();
+        let mut unfinished = 0;
+        loop {
+            // Tables are begun when the workers run out of parts, so that few are half copied at any moment.
+            while tasks.len() < self.context.settings.seed_connections
+                && let Some(table) = todo.next()
+            {
+                self.begin_table(table, &tasks).await?;
+                unfinished += 1;
+            }
+            unfinished -= self.take_reports(reports, summary).await?;
+            self.context.reporter.seed(&self.progress);
+            if unfinished == 0 && todo.peek().is_none() {
+                return Ok(());
+            }
+            if self.context.control.stopping() {
+                return Err(Error::new(
+                    Kind::Interrupted,
+                    "stopped during the seed; it resumes with the next run",
+                ));
+            }
+            self.watch_retention().await?;
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    async fn begin_table(&mut self, table: usize, tasks: &Sender<Task>) -> Result<()> {
+        let seed = &mut self.tables[table];
+        seed.phase = SeedPhase::Copying;
+        seed.position = self.snapshot.position().clone();
+        seed.rows = 0;
+        seed.bytes = 0;
+        self.context
+            .target
+            .store_seed(&self.context.names.job, self.epoch, seed)
+            .await?;
+        let parts = self
+            .snapshot
+            .parts(&seed.table, self.context.settings.seed_part_bytes)
+            .await?;
+        let shown = &mut self.progress.tables[table];
+        (shown.phase, shown.rows, shown.bytes, shown.parts) = (SeedPhase::Copying, 0, 0, (0, parts.len()));
+        self.pending[table] = parts.len();
+        for part in parts {
+            if tasks.send(Task { table, part }).is_err() {
+                return Err(Error::bug("no copy thread is left"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what workers have reported; returns how many tables became live.
+    async fn take_reports(&mut self, reports: &Receiver<Report>, summary: &mut SeedSummary) -> Result<usize> {
+        let mut live = 0;
+        while let Ok(report) = reports.try_recv() {
+            match report {
+                Report::Bytes { table, bytes } => {
+                    self.progress.tables[table].bytes += bytes;
+                    self.tables[table].bytes += bytes;
+                }
+                Report::Again { table, bytes } => {
+                    self.progress.tables[table].bytes -= bytes;
+                    self.tables[table].bytes -= bytes;
+                }
+                Report::Failed(error) => return Err(error),
+                Report::Done { table, rows } => {
+                    let shown = &mut self.progress.tables[table];
+                    shown.rows += rows;
+                    shown.parts.0 += 1;
+                    let seed = &mut self.tables[table];
+                    seed.rows += rows;
+                    self.pending[table] -= 1;
+                    if self.pending[table] == 0 {
+                        shown.phase = SeedPhase::Live;
+                        let stored = SeedTable {
+                            phase: SeedPhase::Live,
+                            ..seed.clone()
+                        };
+                        self.context
+                            .target
+                            .store_seed(&self.context.names.job, self.epoch, &stored)
+                            .await?;
+                        *seed = stored;
+                        summary.tables += 1;
+                        summary.rows += seed.rows;
+                        summary.bytes += seed.bytes;
+                        live += 1;
+                    }
+                }
+            }
+        }
+        Ok(live)
+    }
+
+    /// Blue comes first: shows what it holds back for us, warns at half the limit, stops at the limit.
+    async fn watch_retention(&mut self) -> Result<()> {
+        if self.retention_asked.elapsed() < RETENTION_EVERY {
+            return Ok(());
+        }
+        self.retention_asked = Instant::now();
+        let retention = self.context.source.retention(&self.context.names).await?;
+        if let (Some(kept), Some(limit)) = (&retention, self.context.settings.max_retained_wal) {
+            retention_within(kept, limit, &mut self.warned, &self.context.names.slot)?;
+        }
+        self.progress.retention = retention;
+        self.snapshot.alive().await
+    }
+}
+
+/// Warns once at half of `limit`; an error at `limit`.
+fn retention_within(kept: &Retention, limit: u64, warned: &mut bool, slot: &str) -> Result<()> {
+    if kept.retained_bytes >= limit {
+        return Err(Error::new(
+            Kind::Deadline,
+            format!("the source retains {} bytes of log for the seed, the limit is {limit}", kept.retained_bytes),
+        )
+        .object(format!("slot {slot}"))
+        .remedy("run again (finished tables stay) with a higher --max-retained-wal or more --parallel, or `cleanup` to release the log"));
+    }
+    if kept.retained_bytes >= limit / 2 && !*warned {
+        *warned = true;
+        tracing::warn!(
+            slot,
+            retained = kept.retained_bytes,
+            limit,
+            "retained log has passed half of its limit"
+        );
+    }
+    Ok(())
+}
+
+type Worker = std::thread::JoinHandle<()>;
+
+fn spawn_worker(
+    number: usize,
+    context: &Arc<RunContext>,
+    snapshot: &Arc<dyn Snapshot>,
+    tasks: Receiver<Task>,
+    reports: Sender<Report>,
+) -> Result<Worker> {
+    let (context, snapshot) = (Arc::clone(context), Arc::clone(snapshot));
+    let local = |error| Error::new(Kind::Local, "cannot start a copy thread").caused_by(error);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(local)?;
+    let body = move || {
+        while let Ok(task) = tasks.recv() {
+            let report = match runtime.block_on(copy_with_retries(&context, &*snapshot, &task, &reports)) {
+                Ok(rows) => Report::Done {
+                    table: task.table,
+                    rows,
+                },
+                Err(error) => Report::Failed(error),
+            };
+            let failed = matches!(report, Report::Failed(_));
+            if reports.send(report).is_err() || failed {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("cdc-seed-{number}"))
+        .spawn(body)
+        .map_err(local)
+}
+
+/// Copies a part; after a lost connection it is copied again from the start, as long as the snapshot stands.
+async fn copy_with_retries(
+    context: &RunContext,
+    snapshot: &dyn Snapshot,
+    task: &Task,
+    reports: &Sender<Report>,
+) -> Result<u64> {
+    let mut backoff = Backoff::new(Duration::from_secs(5));
+    let mut attempt = 1;
+    loop {
+        let mut sent = 0;
+        let error = match copy_part(context, snapshot, task, reports, &mut sent).await {
+            Ok(rows) => return Ok(rows),
+            Err(error) => error,
+        };
+        // A table that was rewritten since can never be read through this snapshot.
+        let hopeless = error.what_to_do() == Action::Stop || error.kind() == Kind::Schema;
+        let stopping = context.control.stopping();
+        if hopeless || attempt == PART_ATTEMPTS || stopping {
+            return Err(error.object(task.part.table.to_string()));
+        }
+        snapshot.alive().await?;
+        attempt += 1;
+        // Nobody listening means the seed was given up, which the next send finds out.
+        let _ = reports.send(Report::Again {
+            table: task.table,
+            bytes: sent,
+        });
+        tracing::warn!(%error, table = %task.part.table, part = task.part.index, attempt, "copying a part again");
+        tokio::time::sleep(backoff.pause()).await;
+    }
+}
+
+async fn copy_part(
+    context: &RunContext,
+    snapshot: &dyn Snapshot,
+    task: &Task,
+    reports: &Sender<Report>,
+    sent: &mut u64,
+) -> Result<u64> {
+    let mut reader = snapshot.read(&task.part).await?;
+    let mut loader = context.target.loader(&task.part, reader.format()).await?;
+    loop {
+        let chunk = match reader.next().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => {
+                // Nothing of the part may stay; the connection's end rolls back what an abort cannot.
+                let _ = loader.abort().await;
+                return Err(error);
+            }
+        };
+        let bytes = chunk.len() as u64;
+        loader.write(chunk).await?;
+        *sent += bytes;
+        if reports
+            .send(Report::Bytes {
+                table: task.table,
+                bytes,
+            })
+            .is_err()
+        {
+            let _ = loader.abort().await;
+            return Err(Error::new(Kind::Interrupted, "the seed was given up"));
+        }
+    }
+    loader.finish().await
+}

@@ -1,0 +1,106 @@
+//! Keeps sessions of the stream going: every fault that time can mend leads to a new session from the
+//! checkpoint on the target.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cdc_core::pipeline::{Phase, Session, run_session};
+use cdc_core::plan::TargetCatalog;
+use cdc_core::source::StreamStart;
+use cdc_core::{Action, Error, Kind, Result};
+
+use super::RunContext;
+use super::backoff::Backoff;
+
+/// Faults of the kind that a quick retry mends (deadlocks) before they count as permanent.
+const QUICK_RETRIES: u32 = 100;
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Runs sessions until the stream is stopped or a fault needs the operator. Blocks: call it on a thread of its
+/// own.
+pub(super) fn supervise(context: &RunContext, epoch: i64) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Local, "cannot start an I/O runtime").caused_by(error))?;
+    let mut backoff = Backoff::new(LONGEST_PAUSE);
+    let mut retries = 0;
+    loop {
+        let groups = context.stats.snapshot().groups;
+        let error = match runtime.block_on(open(context, epoch)).and_then(run_session) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        if context.control.stopping()
+            && (error.kind() == Kind::Interrupted || error.what_to_do() != Action::Stop)
+        {
+            return Ok(());
+        }
+        if context.stats.snapshot().groups > groups {
+            backoff.reset();
+            retries = 0;
+        }
+        retries += 1;
+        let permanent = error.what_to_do() == Action::Stop
+            || (error.what_to_do() == Action::Retry && retries > QUICK_RETRIES);
+        if permanent {
+            return Err(error);
+        }
+        context.control.forget_beats();
+        context.stats.update(|stats| {
+            stats.phase = Phase::Waiting;
+            stats.restarts += 1;
+            stats.last_error = Some(error.to_string());
+        });
+        let pause = backoff.pause();
+        tracing::warn!(%error, ?pause, "stream interrupted; it resumes from the checkpoint");
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !context.control.stopping() {
+            std::thread::sleep(Duration::from_millis(20).min(pause));
+        }
+        if context.control.stopping() {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads where the stream stands and makes the connections of one session.
+async fn open(context: &RunContext, epoch: i64) -> Result<Session> {
+    let RunContext {
+        source,
+        target,
+        names,
+        selection,
+        ..
+    } = context;
+    let state = target.stream_state(&names.job).await?;
+    let checkpoint = state.checkpoint.ok_or_else(|| {
+        Error::new(Kind::PositionLost, "the checkpoint is gone from the target")
+            .object(format!("job {}", names.job))
+            .remedy("was `cleanup` run, or the target restored? seed again with run --truncate-target")
+    })?;
+    let seeded_to: HashMap<_, _> = state
+        .seed
+        .into_iter()
+        .filter(|table| table.position != checkpoint.position)
+        .map(|table| (table.table, table.position))
+        .collect();
+    let catalog = Arc::new(TargetCatalog::new(target.target_tables(selection).await?));
+    let (sink_target, stream) = (Arc::clone(target), names.job.clone());
+    Ok(Session {
+        source: source.source(names, &checkpoint.source)?,
+        start: StreamStart {
+            from: checkpoint.position.clone(),
+            stream: names.job.clone(),
+            selection: selection.clone(),
+            seeded_to,
+        },
+        sink: Box::new(move |runtime| runtime.block_on(sink_target.sink(&stream, epoch))),
+        checkpoint,
+        catalog,
+        config: context.settings.pipeline,
+        control: Arc::clone(&context.control),
+        stats: Arc::clone(&context.stats),
+    })
+}

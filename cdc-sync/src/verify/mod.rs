@@ -1,0 +1,211 @@
+//! Comparing source and target row by row, exactly, also while both are written.
+//!
+//! [`verify`] opens two views of the same moment (`align`), decides for each selected table how
+//! it can be compared (`tables`), and merges the two ordered streams of rows of each table (`merge`). What it
+//! finds is a [`VerifyReport`]. It knows no database product: all it needs is a
+//! [`Site`] on either end.
+
+mod align;
+mod gap;
+mod merge;
+mod report;
+mod tables;
+#[cfg(test)]
+mod testing;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdc_core::engine::{CompareView, JobNames, OrderedRows, Site};
+use cdc_core::{Error, Kind, Result, TableName, TableSelection};
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
+
+pub use report::{Alignment, DifferenceKind, NAMED_KEYS, RowKey, TableReport, VerifyReport};
+
+use align::{Aligner, Views};
+use merge::TablePlan;
+
+/// How to compare.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// tables compared at the same time; at least one
+    pub parallel: usize,
+    /// when to give up with [`Kind::Deadline`]
+    pub deadline: Option<Instant>,
+    /// how long a running instance may be made to stand still
+    pub max_standstill: Duration,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self {
+            parallel: 2,
+            deadline: None,
+            max_standstill: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a verify is doing, for showing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress<'a> {
+    /// The views are not open yet.
+    Waiting {
+        /// what it waits for
+        what: &'a str,
+    },
+    /// Rows of a table are being compared.
+    Comparing {
+        /// the table
+        table: &'a TableName,
+        /// rows compared
+        rows: u64,
+    },
+    /// A table is done.
+    Compared {
+        /// what was found
+        table: &'a TableReport,
+        /// tables done, this one included
+        done: usize,
+        /// tables in all
+        of: usize,
+    },
+}
+
+/// Compares the selected tables of `source` and `target`.
+///
+/// A running instance of the job stands still for a moment and goes on before rows are compared. Without one the
+/// target is compared where its checkpoint stands; tables with changes in the log that are not applied yet are
+/// unverifiable. Both sides are only read, apart from the request to the instance.
+///
+/// # Errors
+/// [`Kind::Deadline`] when `options.deadline` passes, [`Kind::Unverifiable`] when no two views of the same moment
+/// can be had, [`Kind::Config`] when no table is selected, and whatever the sites report. The failure of a single
+/// table is no error: it is in the report.
+pub async fn verify(
+    source: &Arc<dyn Site>,
+    target: &Arc<dyn Site>,
+    names: &JobNames,
+    selection: &TableSelection,
+    options: &VerifyOptions,
+    progress: &(dyn Fn(Progress<'_>) + Send + Sync),
+) -> Result<VerifyReport> {
+    // The deadline is kept step by step and not around the whole: a running instance is let go when it passes.
+    let (mut planned, mut tables) = before(
+        options.deadline,
+        tables::plan(source.as_ref(), target.as_ref(), selection),
+    )
+    .await?;
+    let aligner = Aligner {
+        source: source.as_ref(),
+        target,
+        names,
+        selection,
+        options,
+        progress,
+    };
+    let views = aligner.views().await?;
+    planned.retain(|plan| match views.pending.get(&plan.table) {
+        Some(changes) => {
+            tables.push(TableReport::unverifiable(
+                plan.table.clone(),
+                format!("{changes} changes are not applied yet; {}", align::REMEDY),
+            ));
+            false
+        }
+        None => true,
+    });
+    let position = views.source.position().cloned();
+    let comparison = compare_tables(&views, planned, options, progress, tables.len());
+    tables.extend(before(options.deadline, comparison).await?);
+    Ok(VerifyReport::new(views.alignment, position, views.notes, tables))
+}
+
+/// Gives `work` until `deadline`.
+async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(deadline) = deadline else {
+        return work.await;
+    };
+    tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| {
+        Err(Error::new(
+            Kind::Deadline,
+            "the time limit passed before the comparison was complete",
+        )
+        .remedy("allow more with --timeout, or compare fewer tables at a time with --table"))
+    })
+}
+
+async fn compare_tables(
+    views: &Views,
+    planned: Vec<TablePlan>,
+    options: &VerifyOptions,
+    progress: &(dyn Fn(Progress<'_>) + Send + Sync),
+    settled: usize,
+) -> Result<Vec<TableReport>> {
+    let of = planned.len() + settled;
+    let done = std::sync::atomic::AtomicUsize::new(settled);
+    futures_util::stream::iter(planned)
+        .map(|plan| {
+            let done = &done;
+            async move {
+                let report = compare_table(views, &plan, progress).await?;
+                let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+                progress(Progress::Compared {
+                    table: &report,
+                    done,
+                    of,
+                });
+                Ok(report)
+            }
+        })
+        .buffer_unordered(options.parallel.max(1))
+        .try_collect()
+        .await
+}
+
+/// Compares one table. What keeps it from being compared becomes part of its report; only a lost connection ends
+/// the whole, because no other table would fare better.
+async fn compare_table(
+    views: &Views,
+    plan: &TablePlan,
+    progress: &(dyn Fn(Progress<'_>) + Send + Sync),
+) -> Result<TableReport> {
+    let mut report = TableReport::new(plan.table.clone());
+    let shown = |rows| {
+        progress(Progress::Comparing {
+            table: &plan.table,
+            rows,
+        })
+    };
+    if let Err(error) = open_and_compare(views, plan, &mut report, &shown).await {
+        if error.kind() == Kind::Unreachable {
+            return Err(error);
+        }
+        report.unverifiable = Some(match error.remedy_text() {
+            Some(remedy) => format!("{error}; {remedy}"),
+            None => error.to_string(),
+        });
+    }
+    Ok(report)
+}
+
+async fn open_and_compare(
+    views: &Views,
+    plan: &TablePlan,
+    report: &mut TableReport,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<()> {
+    let (source, target) = futures_util::future::try_join(
+        open_rows(views.source.as_ref(), "source", plan),
+        open_rows(views.target.as_ref(), "target", plan),
+    )
+    .await?;
+    merge::compare(plan, source, target, report, progress).await
+}
+
+async fn open_rows(view: &dyn CompareView, side: &str, plan: &TablePlan) -> Result<Box<dyn OrderedRows>> {
+    let rows = view.rows(&plan.table, &plan.columns, &plan.key).await;
+    rows.map_err(|error| error.context(format!("on the {side}")))
+}

@@ -1,0 +1,85 @@
+//! Blue under load, cdc-sync killed again and again: in the seed, while indexes are built, while following.
+
+use std::time::{Duration, Instant};
+
+use testbed::workload::{Config, Fill, Workload, prepare};
+use testbed::{PgCluster, Process};
+
+use super::{DATABASE, LIMIT, Moments, assert_accounted, assert_equal, cdc_sync, pair, verb};
+
+const KILLS: usize = 25;
+const SEED: u64 = 20_261_121;
+
+#[test]
+fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
+    let (blue, green) = pair(12, 18);
+    let url = blue.url(DATABASE);
+    let pgbench_scale = Some(if testbed::runs_long_tier() { 10 } else { 2 });
+    prepare(
+        &url,
+        Fill {
+            orders: 5_000,
+            pgbench_scale,
+        },
+    )
+    .expect("blue is filled");
+    let mut running = Process::spawn(cdc_sync(&blue, &green, &["run"])).expect("run starts");
+    // The account is exact from the slot's creation on, so writing begins when the checkpoint names it.
+    wait_for_checkpoint(&green, &mut running);
+    let load = Config {
+        seed: SEED,
+        threads: 2,
+        rate: 500.0,
+        pgbench_scale,
+        ..Config::default()
+    };
+    let workload = Workload::start(&url, &load).expect("the workload starts");
+    let mut moments = Moments(SEED);
+    for kill in 0..KILLS {
+        // The first kills meet the seed and the index build, the later ones the stream.
+        let most = if kill < 8 { 600 } else { 2_500 };
+        std::thread::sleep(moments.between(Duration::from_millis(30), Duration::from_millis(most)));
+        assert!(
+            running.is_running(),
+            "run ended by itself before kill {kill}:\n{}",
+            running.stderr()
+        );
+        running.kill9().expect("the process dies");
+        running = Process::spawn(cdc_sync(&blue, &green, &["run"])).expect("run starts again");
+    }
+    let totals = workload.stop().expect("the workload kept count");
+    running
+        .wait_for("stream started", LIMIT)
+        .expect("the stream starts");
+    running.sigterm().expect("the signal arrives");
+    let ended = running.wait_timeout(LIMIT).expect("run ends after SIGTERM");
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+    let drained = verb(&blue, &green, &["run", "--until-caught-up"], 0);
+    assert_equal(&blue, &green);
+    assert_accounted(&drained, totals.changes());
+}
+
+/// Waits until the first checkpoint is on green.
+fn wait_for_checkpoint(green: &PgCluster, running: &mut Process) {
+    let deadline = Instant::now() + LIMIT;
+    let stored = || {
+        let exists = green
+            .sql(DATABASE, "SELECT to_regclass('cdc_sync.checkpoint') IS NOT NULL")
+            .expect("green answers");
+        exists.trim() == "t"
+            && green
+                .sql(DATABASE, "SELECT count(*) FROM cdc_sync.checkpoint")
+                .expect("green answers")
+                .trim()
+                == "1"
+    };
+    while !stored() {
+        assert!(running.is_running(), "{}", running.stderr());
+        assert!(
+            Instant::now() < deadline,
+            "no checkpoint within {LIMIT:?}:\n{}",
+            running.stderr()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,86 @@
+//! Processes: signals, and what `/proc` tells about them: identity beyond the pid, and parentage.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Sends a signal.
+pub(crate) fn send(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("not a pid")?;
+    kill_process(pid, signal).with_context(|| format!("cannot send {signal:?} to process {pid:?}"))
+}
+
+/// Waits until `done` holds, looking every few milliseconds; false when `timeout` passes first.
+pub(crate) fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// One line of `/proc/PID/stat`, as far as it is of use here.
+pub(crate) struct Stat {
+    state: String,
+    parent: u32,
+    /// Start time in clock ticks since boot: together with the pid it names one process for ever.
+    pub(crate) start: u64,
+}
+
+impl Stat {
+    /// Reads it; `None` when there is no such process.
+    pub(crate) fn of(pid: u32) -> Option<Stat> {
+        let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field is the program name in parentheses and may itself hold blanks and parentheses;
+        // `state` is the third field, hence index 0 of what follows.
+        let mut fields = line.get(line.rfind(')')? + 1..)?.split_whitespace();
+        let state = fields.next()?.to_owned();
+        let parent = fields.next()?.parse().ok()?;
+        let start = fields.nth(17)?.parse().ok()?;
+        Some(Stat { state, parent, start })
+    }
+
+    /// Whether the process still runs: a zombie only waits for its parent.
+    pub(crate) fn runs(&self) -> bool {
+        !matches!(self.state.as_str(), "Z" | "X")
+    }
+}
+
+/// The pids of the direct children of a process.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.parent == parent))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_a_child_and_its_start_time() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(children(std::process::id()).contains(&child.id()));
+        let stat = Stat::of(child.id()).unwrap();
+        assert!(stat.runs() && stat.start >= Stat::of(std::process::id()).unwrap().start);
+        child.kill().unwrap();
+        assert!(wait_until(Duration::from_secs(60), || Stat::of(child.id())
+            .is_some_and(|s| !s.runs())));
+        child.wait().unwrap();
+        assert!(Stat::of(child.id()).is_none());
+    }
+}

@@ -1,0 +1,359 @@
+//! `cargo xtask bench-compare pg`: the same work through cdc-sync and through the native subscription.
+//!
+//! One blue server, two green ones. A workload is written once on blue while both followers are off; then each
+//! catches up, timed from the start (of our process, or of `ALTER SUBSCRIPTION … ENABLE`) until the workload's
+//! last row is on its green. Which one goes first alternates. Ratios are what is comparable: the machine drifts.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use testbed::postgres::PgCluster;
+use testbed::provision::{ToolsInstall, postgres_tools};
+
+use crate::build::release_binary;
+use crate::psql::Psql;
+
+/// Longest time one catch-up may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Arguments of `cargo xtask bench-compare`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which database product
+    #[arg(value_parser = ["pg"])]
+    product: String,
+    /// Rounds of each workload; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// PostgreSQL major version of blue
+    #[arg(long, default_value_t = 18)]
+    source: u16,
+    /// PostgreSQL major version of both greens
+    #[arg(long, default_value_t = 18)]
+    target: u16,
+    /// `streaming` option of the native subscription
+    #[arg(long, default_value = "off")]
+    native_streaming: String,
+    /// Only workloads whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// pgbench scale of the seed (100,000 rows each)
+    #[arg(long, default_value_t = 20)]
+    scale: u32,
+}
+
+/// One workload: what is done on blue.
+struct Workload {
+    name: &'static str,
+    setup: &'static str,
+    work: Work,
+}
+
+enum Work {
+    /// one transaction
+    Sql(&'static str),
+    /// pgbench TPC-B transactions
+    TpcB(u32),
+}
+
+const WIDE: &str = "DROP TABLE IF EXISTS wide; CREATE TABLE wide (id bigint PRIMARY KEY, a int, b bigint, \
+    c text, d text, e numeric(12,2), f timestamptz, g boolean, h double precision, i text)";
+const WIDE_ROWS: &str = "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
+    '2026-01-01'::timestamptz + n * interval '1 second', n % 2 = 0, n * 1.5, 'note ' || (n % 97) \
+    FROM generate_series(1, 1000000) n";
+
+fn workloads() -> Vec<Workload> {
+    vec![
+        Workload {
+            name: "tpcb-30k",
+            setup: "",
+            work: Work::TpcB(30_000),
+        },
+        Workload {
+            name: "insert-1m",
+            setup: "TRUNCATE wide",
+            work: Work::Sql(WIDE_ROWS),
+        },
+        Workload {
+            name: "update-500k",
+            setup: "",
+            work: Work::Sql("UPDATE wide SET a = a + 1, c = c || '!' WHERE id <= 500000"),
+        },
+        Workload {
+            name: "delete-300k",
+            setup: "",
+            work: Work::Sql("DELETE FROM wide WHERE id > 700000"),
+        },
+    ]
+}
+
+/// Seconds of both sides in one round.
+struct Round {
+    ours: f64,
+    native: f64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let tools = postgres_tools()?;
+    let binary = release_binary()?;
+    println!(
+        "machine: {} cores; blue {}, green {}; native streaming={}",
+        std::thread::available_parallelism()?,
+        args.source,
+        args.target,
+        args.native_streaming
+    );
+    let mut results: Vec<(String, Vec<Round>)> = Vec::new();
+    if "seed".contains(&args.only) {
+        let rounds = (0..args.rounds)
+            .map(|round| seed_round(args, &tools, &binary, round))
+            .collect::<Result<_>>()?;
+        results.push((format!("seed-{}m", args.scale / 10), rounds));
+    }
+    let wanted: Vec<Workload> = workloads()
+        .into_iter()
+        .filter(|work| work.name.contains(&args.only))
+        .collect();
+    if !wanted.is_empty() {
+        results.extend(catch_up(args, &tools, &binary, &wanted)?);
+    }
+    print_results(&results);
+    Ok(())
+}
+
+fn print_results(results: &[(String, Vec<Round>)]) {
+    println!(
+        "{:<14}{:>10}{:>10}{:>8}   rounds (ours/native, s)",
+        "workload", "ours s", "native s", "ratio"
+    );
+    for (name, rounds) in results {
+        let ours = median(rounds.iter().map(|round| round.ours));
+        let native = median(rounds.iter().map(|round| round.native));
+        let ratio = median(rounds.iter().map(|round| round.native / round.ours));
+        let raw: Vec<String> = rounds
+            .iter()
+            .map(|r| format!("{:.2}/{:.2}", r.ours, r.native))
+            .collect();
+        println!(
+            "{name:<14}{ours:>10.2}{native:>10.2}{ratio:>7.2}x   {}",
+            raw.join(" ")
+        );
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn cluster(major: u16) -> Result<PgCluster> {
+    PgCluster::builder(major)
+        .durable(true)
+        .setting("shared_buffers", "512MB")
+        .setting("max_wal_size", "4GB")
+        .setting("checkpoint_timeout", "30min")
+        .start()
+}
+
+fn pgbench(tools: &ToolsInstall, url: &str, arguments: &[&str]) -> Result<()> {
+    let output = tools
+        .command("pgbench")
+        .args(arguments)
+        .arg(url)
+        .output()
+        .context("pgbench does not start")?;
+    ensure!(
+        output.status.success(),
+        "pgbench: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// Seeds an empty green both ways: ours with schema, indexes and statistics, native into a schema that is there.
+fn seed_round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, round: usize) -> Result<Round> {
+    let blue = cluster(args.source)?;
+    let scale = args.scale.to_string();
+    pgbench(tools, &blue.url("postgres"), &["-i", "-q", "-s", &scale])?;
+    let source = Psql::new(tools, blue.url("postgres"));
+    source.run("VACUUM ANALYZE")?;
+    source.run("CHECKPOINT")?;
+    let ours = || -> Result<f64> {
+        let green = cluster(args.target)?;
+        follow(binary, tools, &blue, &green)
+    };
+    let native = || -> Result<f64> {
+        let green = cluster(args.target)?;
+        pgbench(tools, &green.url("postgres"), &["-i", "-q", "-I", "dtp"])?;
+        let target = Psql::new(tools, green.url("postgres"));
+        source.run("CREATE PUBLICATION seed_native FOR ALL TABLES")?;
+        let began = Instant::now();
+        target.run(&format!(
+            "CREATE SUBSCRIPTION seed_native CONNECTION '{}' PUBLICATION seed_native WITH (streaming = {})",
+            libpq(&blue),
+            args.native_streaming
+        ))?;
+        target.wait_inside(
+            "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')",
+            LIMIT,
+        )?;
+        let seconds = began.elapsed().as_secs_f64();
+        target.run("DROP SUBSCRIPTION seed_native")?;
+        source.run("DROP PUBLICATION seed_native")?;
+        Ok(seconds)
+    };
+    let (ours, native) = if round.is_multiple_of(2) {
+        let first = ours()?;
+        (first, native()?)
+    } else {
+        let first = native()?;
+        (ours()?, first)
+    };
+    eprintln!("seed round {}: ours {ours:.2} s, native {native:.2} s", round + 1);
+    Ok(Round { ours, native })
+}
+
+/// Runs the workloads on one blue with two followers.
+fn catch_up(
+    args: &Args,
+    tools: &ToolsInstall,
+    binary: &std::path::Path,
+    workloads: &[Workload],
+) -> Result<Vec<(String, Vec<Round>)>> {
+    let (blue, green, native) = (
+        cluster(args.source)?,
+        cluster(args.target)?,
+        cluster(args.target)?,
+    );
+    let url = blue.url("postgres");
+    pgbench(tools, &url, &["-i", "-q", "-s", "10"])?;
+    let source = Psql::new(tools, &url);
+    source.run("ALTER TABLE pgbench_history REPLICA IDENTITY FULL")?;
+    source.run(WIDE)?;
+    source.run("CREATE TABLE last_row (id bigint PRIMARY KEY)")?;
+    source.run(WIDE_ROWS)?;
+    source.run("VACUUM ANALYZE")?;
+    follow(binary, tools, &blue, &green).context("first run of cdc-sync")?;
+    let subscriber = Psql::new(tools, native.url("postgres"));
+    let schema = tools
+        .command("pg_dump")
+        .args(["--schema-only", "--no-publications", "-N", "cdc_sync", "-d", &url])
+        .output()?;
+    ensure!(schema.status.success(), "pg_dump failed");
+    let script = tempfile::NamedTempFile::new()?;
+    std::fs::write(script.path(), &schema.stdout)?;
+    subscriber.file(script.path()).context("restoring the schema")?;
+    source.run("CREATE PUBLICATION native FOR TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history, wide, last_row")?;
+    subscriber.run(&format!(
+        "CREATE SUBSCRIPTION native CONNECTION '{}' PUBLICATION native WITH (streaming = {})",
+        libpq(&blue),
+        args.native_streaming
+    ))?;
+    subscriber.wait_inside(
+        "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')",
+        LIMIT,
+    )?;
+    subscriber.run("ANALYZE")?;
+
+    let mut last_row = 0_u64;
+    let mut results: Vec<(String, Vec<Round>)> = workloads
+        .iter()
+        .map(|w| (w.name.to_owned(), Vec::new()))
+        .collect();
+    for round in 0..args.rounds {
+        if round > 0 {
+            // Back to the first round's data, outside the timing.
+            source.run("TRUNCATE wide")?;
+            source.run(WIDE_ROWS)?;
+            drain(&source, &subscriber, &mut last_row)?;
+            follow(binary, tools, &blue, &green)?;
+        }
+        for (workload, (_, rounds)) in workloads.iter().zip(&mut results) {
+            subscriber.run("ALTER SUBSCRIPTION native DISABLE")?;
+            if !workload.setup.is_empty() {
+                source.run(workload.setup)?;
+            }
+            match workload.work {
+                Work::Sql(sql) => drop(source.run(sql)?),
+                Work::TpcB(transactions) => {
+                    let each = (transactions / 2).to_string();
+                    pgbench(tools, &url, &["-n", "-c", "2", "-j", "2", "-t", &each])?;
+                }
+            }
+            source.run("CHECKPOINT")?;
+            last_row += 1;
+            source.run(&format!("INSERT INTO last_row VALUES ({last_row})"))?;
+            let run_native = || -> Result<f64> {
+                let began = Instant::now();
+                subscriber.run("ALTER SUBSCRIPTION native ENABLE")?;
+                subscriber.wait_inside(
+                    &format!("EXISTS (SELECT FROM last_row WHERE id = {last_row})"),
+                    LIMIT,
+                )?;
+                Ok(began.elapsed().as_secs_f64())
+            };
+            let run_ours = || follow(binary, tools, &blue, &green);
+            let (ours, native) = if round.is_multiple_of(2) {
+                let first = run_ours()?;
+                (first, run_native()?)
+            } else {
+                let first = run_native()?;
+                (run_ours()?, first)
+            };
+            eprintln!(
+                "{} round {}: ours {ours:.2} s, native {native:.2} s",
+                workload.name,
+                round + 1
+            );
+            rounds.push(Round { ours, native });
+        }
+    }
+    Ok(results)
+}
+
+/// Lets the native subscription apply everything written so far.
+fn drain(source: &Psql<'_>, subscriber: &Psql<'_>, last_row: &mut u64) -> Result<()> {
+    *last_row += 1;
+    source.run(&format!("INSERT INTO last_row VALUES ({last_row})"))?;
+    subscriber.wait_inside(
+        &format!("EXISTS (SELECT FROM last_row WHERE id = {last_row})"),
+        LIMIT,
+    )
+}
+
+/// Runs cdc-sync from process start to exit; returns the seconds.
+fn follow(
+    binary: &std::path::Path,
+    tools: &ToolsInstall,
+    blue: &PgCluster,
+    green: &PgCluster,
+) -> Result<f64> {
+    let began = Instant::now();
+    let output = Command::new(binary)
+        .args(["run", "--until-caught-up", "--yes", "--json", "--timeout", "600s"])
+        .args([
+            "--source",
+            &blue.url("postgres"),
+            "--target",
+            &green.url("postgres"),
+        ])
+        .arg("--pg-bin")
+        .arg(&tools.bin)
+        .output()
+        .context("cdc-sync does not start")?;
+    let seconds = began.elapsed().as_secs_f64();
+    ensure!(
+        output.status.success(),
+        "cdc-sync: {}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(seconds)
+}
+
+/// A connection string for the server's own use.
+fn libpq(cluster: &PgCluster) -> String {
+    cluster.url("postgres")
+}

@@ -1,0 +1,51 @@
+//! Development tasks of cdc-sync, run as `cargo xtask TASK`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench_compare;
+mod build;
+mod demo;
+mod probe;
+mod psql;
+mod servers;
+mod steps;
+mod test;
+mod workspace;
+
+/// Development tasks of cdc-sync.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch the real database servers that tests, benches and the demo run
+    Servers(servers::Args),
+    /// PostgreSQL 12 to 18 under load with the real binary: check, seed, follow, drain, verify
+    Demo(demo::Args),
+    /// The same work through cdc-sync and through a peer, alternating
+    BenchCompare(bench_compare::Args),
+    /// Run every check and test, as CI does
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Servers(args) => servers::run(&args),
+        Task::Demo(args) => demo::run(args),
+        Task::BenchCompare(args) => bench_compare::run(&args),
+        Task::Test(args) => test::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `cargo xtask test`: everything that decides whether a state of the tree is good.
+
+use anyhow::{Result, ensure};
+
+use crate::servers;
+use crate::steps::Steps;
+use crate::workspace::Workspace;
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run the long tier as well: the whole version matrix and long fault runs (up to three hours)
+    #[arg(long)]
+    all: bool,
+}
+
+/// Runs the steps up to the first that fails, and prints a summary in either case.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::new();
+    let result = run_steps(args, &mut steps);
+    steps.summary(result.is_ok());
+    result
+}
+
+fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
+    let workspace = Workspace::load()?;
+    steps.run("servers", servers::provision)?;
+    steps.command("format", &mut workspace.cargo(["fmt", "--all", "--check"]))?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "--deny",
+        "warnings",
+    ];
+    steps.command("clippy", &mut workspace.cargo(clippy))?;
+    let mut doc = workspace.cargo(["doc", "--workspace", "--no-deps"]);
+    steps.command("documentation", doc.env("RUSTDOCFLAGS", "--deny warnings"))?;
+
+    // One set of features for all tests, so that nothing is compiled twice.
+    let features = [workspace.features("live"), workspace.features("testing")].join(",");
+    let test = ["test", "--workspace", "--features", features.as_str()];
+    let only = |kind: &[&'static str]| workspace.cargo(test.iter().chain(kind).copied());
+    steps.tests("unit tests", 1, &mut only(&["--lib", "--bins"]))?;
+    steps.tests("documentation tests", 0, &mut only(&["--doc"]))?;
+
+    // Alone, as it is shipped: built with the workspace it would take in the features of its tests.
+    steps.command(
+        "release binary",
+        &mut workspace.cargo(["build", "--release", "-p", "cdc-sync"]),
+    )?;
+    let binary = workspace.release_binary("cdc-sync");
+    ensure!(binary.is_file(), "the release build left no {}", binary.display());
+    let mut live_tests = only(&["--test", "*"]);
+    live_tests
+        .env("CDC_SYNC_BIN", &binary)
+        .env(testbed::TIER, if args.all { "all" } else { "quick" });
+    steps.tests("live tests", 1, &mut live_tests)?;
+    Ok(())
+}

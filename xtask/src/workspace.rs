@@ -1,0 +1,67 @@
+//! What cargo knows about this workspace.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+/// The parts of `cargo metadata` that tasks use.
+#[derive(Deserialize)]
+pub(crate) struct Workspace {
+    workspace_root: PathBuf,
+    target_directory: PathBuf,
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    features: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+impl Workspace {
+    /// Asks cargo.
+    pub(crate) fn load() -> Result<Workspace> {
+        let output = program()
+            .args(["metadata", "--format-version", "1", "--no-deps"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .context("cannot run cargo metadata")?;
+        ensure!(
+            output.status.success(),
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("cannot read the output of cargo metadata")
+    }
+
+    /// `cargo`, run at the root of the workspace.
+    pub(crate) fn cargo<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut cargo = program();
+        cargo.args(args).current_dir(&self.workspace_root);
+        cargo
+    }
+
+    /// The feature of this name of each package that has it, as `--features` takes them.
+    pub(crate) fn features(&self, name: &str) -> String {
+        let owners = self
+            .packages
+            .iter()
+            .filter(|package| package.features.contains_key(name));
+        owners
+            .map(|package| format!("{}/{name}", package.name))
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    /// Where a release build puts a program.
+    pub(crate) fn release_binary(&self, name: &str) -> PathBuf {
+        self.target_directory.join("release").join(name)
+    }
+}
+
+/// The cargo that runs us.
+fn program() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
