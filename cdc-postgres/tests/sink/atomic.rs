@@ -113,7 +113,8 @@ const SLOW_COMMIT: &str = "CREATE TABLE t (id int8 PRIMARY KEY, v text); \
 /// Ends the session that is in its COMMIT; waits for it to come there.
 const END_COMMIT: &str = "DO $$ BEGIN FOR i IN 1..600 LOOP \
     PERFORM pg_stat_clear_snapshot(); \
-    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'COMMIT' AND wait_event = 'PgSleep'; \
+    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE datname = current_database() AND query = 'COMMIT' AND wait_event = 'PgSleep'; \
     IF FOUND THEN RETURN; END IF; PERFORM pg_sleep(0.1); END LOOP; RAISE EXCEPTION 'nobody commits'; END $$";
 
 #[test]

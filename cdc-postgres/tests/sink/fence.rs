@@ -67,7 +67,11 @@ fn an_instance_that_was_taken_over_applies_nothing() {
 #[test]
 fn a_control_session_that_is_lost_is_opened_again() {
     on_each("control", SCHEMA, async |mut target| {
-        target.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'");
+        // Only in this database: the clusters are shared, and other tests hold fences in theirs.
+        target.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
+             WHERE locktype = 'advisory' AND datname = current_database()",
+        );
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = target.fence.check().await {
             assert_eq!(error.what_to_do(), Action::Reconnect, "{error:?}");
