@@ -541,11 +541,18 @@ pub trait Site: Send + Sync {
     /// When the statement fails.
     fn truncate<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()>;
 
-    /// Loads a part of a table's seed.
+    /// Loads a part of a table's seed, in one transaction under the fence.
     ///
     /// # Errors
-    /// When the format is not this product's or the table cannot be written.
-    fn loader<'a>(&'a self, part: &'a TablePart, format: BulkFormat) -> BoxFuture<'a, Box<dyn BulkLoader>>;
+    /// When the format is not this product's or the table cannot be written; from the loader,
+    /// [`crate::Kind::Fenced`] when the epoch is not current.
+    fn loader<'a>(
+        &'a self,
+        stream: &'a str,
+        epoch: i64,
+        part: &'a TablePart,
+        format: BulkFormat,
+    ) -> BoxFuture<'a, Box<dyn BulkLoader>>;
 
     /// The facts about target tables that planning needs.
     ///

@@ -1,4 +1,5 @@
-//! The initial copy on the target's side: COPY in, one transaction a part.
+//! The initial copy on the target's side: COPY in, one transaction a part, under the fence: an instance that was
+//! taken over must not add its part to the table that its successor copies anew.
 //!
 //! A task owns the connection, so that an error of the server is seen at the next write and not after the last one.
 
@@ -15,7 +16,8 @@ use crate::catalog::{column_list, qualified};
 use crate::error::PgError;
 use crate::session::Pool;
 use crate::snapshot::COPY_TEXT;
-use crate::wire::Connection;
+use crate::state::{FENCE_LOST, explained};
+use crate::wire::{Connection, literal};
 
 /// What a loading session is set to. Policies that would refuse or change rows make the COPY fail instead.
 pub(crate) const LOAD_SETTINGS: &[(&str, &str)] = &[("row_security", "off")];
@@ -25,6 +27,15 @@ const QUEUED: usize = 2;
 
 /// How long the outcome of a commit whose answer was lost is looked for.
 const OUTCOME_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The right under which a part is loaded.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// whose fence
+    pub(crate) stream: String,
+    /// the instance's own epoch
+    pub(crate) epoch: i64,
+}
 
 /// What the task is told.
 #[derive(Debug)]
@@ -43,6 +54,7 @@ struct CopyLoader {
 /// Starts loading a part. Triggers do not fire and foreign keys are not checked where the role may say so.
 pub(crate) async fn open(
     pool: Arc<Pool>,
+    fence: Held,
     part: &TablePart,
     format: BulkFormat,
 ) -> Result<Box<dyn BulkLoader>> {
@@ -56,6 +68,7 @@ pub(crate) async fn open(
     let (input, chunks) = mpsc::channel(QUEUED);
     let load = Load {
         pool,
+        fence,
         table: part.table.clone(),
         columns: part.columns.clone(),
     };
@@ -112,6 +125,7 @@ async fn outcome(task: &mut JoinHandle<Result<Option<u64>>>) -> Result<Option<u6
 #[derive(Debug)]
 struct Load {
     pool: Arc<Pool>,
+    fence: Held,
     table: TableName,
     columns: Vec<String>,
 }
@@ -150,9 +164,12 @@ impl Load {
         connection: &mut Connection,
         mut chunks: mpsc::Receiver<Input>,
     ) -> Result<Option<(String, u64)>, PgError> {
-        let results = connection
-            .simple_query("BEGIN; SELECT txid_current()::text")
-            .await?;
+        let Held { stream, epoch } = &self.fence;
+        let begin = format!(
+            "BEGIN; SELECT cdc_sync.hold_fence({}, {epoch}); SELECT txid_current()::text",
+            literal(stream)
+        );
+        let results = connection.simple_query(&begin).await?;
         let number = results.last().and_then(|result| result.rows.first());
         let transaction = number.map(|row| row.text(0)).transpose()?.flatten();
         let transaction = transaction
@@ -217,6 +234,9 @@ impl Load {
 
     /// The server's error with the place it names, but without the values it quotes.
     fn refused(&self, error: PgError) -> Error {
+        if error.sqlstate.is_some_and(|code| code.as_str() == FENCE_LOST) {
+            return explained(error, &self.fence.stream);
+        }
         let place = error
             .server_context
             .as_deref()

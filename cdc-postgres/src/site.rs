@@ -326,8 +326,18 @@ impl Site for PgSite {
         Box::pin(async move { catalog::truncate(&self.client().await?, &self.loaders, tables).await })
     }
 
-    fn loader<'a>(&'a self, part: &'a TablePart, format: BulkFormat) -> BoxFuture<'a, Box<dyn BulkLoader>> {
-        Box::pin(loader::open(Arc::clone(&self.loaders), part, format))
+    fn loader<'a>(
+        &'a self,
+        stream: &'a str,
+        epoch: i64,
+        part: &'a TablePart,
+        format: BulkFormat,
+    ) -> BoxFuture<'a, Box<dyn BulkLoader>> {
+        let fence = loader::Held {
+            stream: stream.to_owned(),
+            epoch,
+        };
+        Box::pin(loader::open(Arc::clone(&self.loaders), fence, part, format))
     }
 
     fn target_tables<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TargetTable>> {

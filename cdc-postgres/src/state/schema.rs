@@ -66,7 +66,7 @@ END $$;
 ";
 
 /// Raised by `hold_fence`: the epoch is another one now.
-const FENCE_LOST: &str = "CS001";
+pub(crate) const FENCE_LOST: &str = "CS001";
 /// Raised by `store_checkpoint`: the checkpoint that was to be followed is not there.
 const CHECKPOINT_GONE: &str = "CS002";
 

@@ -6,7 +6,7 @@ use cdc_core::{Action, Kind, Result, Site, TableSelection};
 use testbed::PgCluster;
 use testbed::provision::postgres_tools;
 
-use crate::{all_tables, cluster, names, site, table};
+use crate::{all_tables, cluster, fence, names, site, table};
 
 /// Rows before the writer starts.
 const BASE: u32 = 60_000;
@@ -79,9 +79,9 @@ const DIFFERENCES: &str = r#"
            (SELECT n FROM counter) - (SELECT count(*) FROM history WHERE op = 'i') || '|' ||
            (SELECT count(*) FROM counter)"#;
 
-async fn copy_part(from: &dyn Snapshot, to: &dyn Site, part: &TablePart) -> Result<(u64, u64)> {
+async fn copy_part(from: &dyn Snapshot, to: &dyn Site, epoch: i64, part: &TablePart) -> Result<(u64, u64)> {
     let mut reader = from.read(part).await?;
-    let mut loader = to.loader(part, reader.format()).await?;
+    let mut loader = to.loader("job", epoch, part, reader.format()).await?;
     let mut bytes = 0;
     while let Some(chunk) = reader.next().await? {
         bytes += chunk.len() as u64;
@@ -138,6 +138,7 @@ fn copies_the_snapshot(from: u16, to: u16) {
             snapshot.alive().await.unwrap();
             // The writer goes on between the snapshot and the copies.
             wait_for_writes(&source);
+            let fence = fence(&*green).await;
             for table in &tables {
                 let parts = snapshot.parts(table, 256 * 1024).await.unwrap();
                 if table.name == "Items" {
@@ -145,7 +146,7 @@ fn copies_the_snapshot(from: u16, to: u16) {
                     assert!(!parts[0].columns.contains(&"doubled".to_owned()));
                 }
                 for pair in parts.chunks(2) {
-                    let copy = |part| copy_part(&*snapshot, &*green, part);
+                    let copy = |part| copy_part(&*snapshot, &*green, fence.epoch(), part);
                     match pair {
                         [one] => drop(copy(one).await.unwrap()),
                         [one, two] => drop(tokio::try_join!(copy(one), copy(two)).unwrap()),
@@ -310,7 +311,10 @@ async fn a_refused_row_is_named_without_its_value_and_nothing_stays() {
     let snapshot = blue.create_snapshot(&names(), false).await.unwrap();
     let t = table("public", "t");
     let parts = snapshot.parts(&t, 1 << 30).await.unwrap();
-    let error = copy_part(&*snapshot, &*green, &parts[0]).await.unwrap_err();
+    let epoch = fence(&*green).await.epoch();
+    let error = copy_part(&*snapshot, &*green, epoch, &parts[0])
+        .await
+        .unwrap_err();
     assert_eq!(
         (error.kind(), error.what_to_do()),
         (Kind::Data, Action::Stop),
@@ -324,20 +328,35 @@ async fn a_refused_row_is_named_without_its_value_and_nothing_stays() {
 
     // Given up half-way, and dropped without a word.
     let mut loader = green
-        .loader(&parts[0], cdc_core::seed::BulkFormat("postgres.copy.text"))
+        .loader(
+            "job",
+            epoch,
+            &parts[0],
+            cdc_core::seed::BulkFormat("postgres.copy.text"),
+        )
         .await
         .unwrap();
     loader.write(bytes::Bytes::from_static(b"1\t1\n")).await.unwrap();
     loader.abort().await.unwrap();
     let mut loader = green
-        .loader(&parts[0], cdc_core::seed::BulkFormat("postgres.copy.text"))
+        .loader(
+            "job",
+            epoch,
+            &parts[0],
+            cdc_core::seed::BulkFormat("postgres.copy.text"),
+        )
         .await
         .unwrap();
     loader.write(bytes::Bytes::from_static(b"2\t2\n")).await.unwrap();
     drop(loader);
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
     let mut loader = green
-        .loader(&parts[0], cdc_core::seed::BulkFormat("postgres.copy.text"))
+        .loader(
+            "job",
+            epoch,
+            &parts[0],
+            cdc_core::seed::BulkFormat("postgres.copy.text"),
+        )
         .await
         .unwrap();
     loader
@@ -355,7 +374,7 @@ async fn a_refused_row_is_named_without_its_value_and_nothing_stays() {
     green.truncate(std::slice::from_ref(&t)).await.unwrap();
     assert_eq!(green.occupancy(&[t]).await.unwrap()[0].1, Occupancy::Empty);
     let error = green
-        .loader(&parts[0], cdc_core::seed::BulkFormat("mysql.rows"))
+        .loader("job", epoch, &parts[0], cdc_core::seed::BulkFormat("mysql.rows"))
         .await
         .err()
         .unwrap();

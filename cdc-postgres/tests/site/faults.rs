@@ -8,7 +8,7 @@ use cdc_postgres::site::PgEngine;
 use testbed::PgCluster;
 use testbed::proxy::Proxy;
 
-use crate::{cluster, names, site, table};
+use crate::{cluster, fence, names, site, table};
 
 /// Waits for a condition on the server.
 async fn until(cluster: &PgCluster, query: &str, wanted: &str) {
@@ -38,16 +38,21 @@ fn slow_to_commit() -> PgCluster {
 
 const COMMITTING: &str = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'";
 
-async fn loaded(green: &dyn Site) -> Box<dyn BulkLoader> {
-    let part = TablePart {
+fn whole_table() -> TablePart {
+    TablePart {
         table: table("public", "t"),
         columns: vec!["id".into()],
         range: None,
         index: 0,
         of: 1,
-    };
+    }
+}
+
+async fn loaded(green: &dyn Site) -> Box<dyn BulkLoader> {
+    let epoch = fence(green).await.epoch();
+    let part = whole_table();
     let mut loader = green
-        .loader(&part, BulkFormat("postgres.copy.text"))
+        .loader("job", epoch, &part, BulkFormat("postgres.copy.text"))
         .await
         .unwrap();
     loader.write(bytes::Bytes::from_static(b"1\n2\n")).await.unwrap();
@@ -88,6 +93,32 @@ async fn a_load_whose_session_was_ended_is_known_to_have_failed() {
         "{error:?}"
     );
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
+}
+
+#[tokio::test]
+async fn a_load_of_an_instance_that_was_taken_over_leaves_nothing() {
+    let target = cluster(12);
+    target.sql("db", "CREATE TABLE t (id int)").unwrap();
+    let green = site(&target).await;
+    let loader = loaded(&*green).await;
+    // The successor waits for what is being loaded, and what the former instance begins after it is refused.
+    let successor = site(&target).await;
+    let takeover = successor.take_fence("job", Duration::from_secs(60));
+    let (fence, finished) = tokio::join!(takeover, loader.finish());
+    assert_eq!((fence.unwrap().epoch(), finished.unwrap()), (2, 2));
+    let part = whole_table();
+    let mut late = green
+        .loader("job", 1, &part, BulkFormat("postgres.copy.text"))
+        .await
+        .unwrap();
+    let _ = late.write(bytes::Bytes::from_static(b"3\n")).await;
+    let error = late.finish().await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.what_to_do()),
+        (Kind::Fenced, Action::Stop),
+        "{error:?}"
+    );
+    assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "2");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ mod tail;
 
 use std::time::Duration;
 
-use cdc_core::engine::JobNames;
+use cdc_core::engine::{Fence, JobNames};
 use cdc_core::{Engine, Site, TableName, TableSelection};
 use cdc_postgres::site::PgEngine;
 use testbed::PgCluster;
@@ -33,6 +33,15 @@ fn names() -> JobNames {
         job: "job".into(),
         slot: "cdc_sync_job".into(),
     }
+}
+
+/// Readies a target for `names()`; the right to load and apply there.
+async fn fence(green: &dyn Site) -> Box<dyn Fence> {
+    green.prepare_state().await.unwrap();
+    green
+        .take_fence(&names().job, Duration::from_secs(60))
+        .await
+        .unwrap()
 }
 
 fn table(schema: &str, name: &str) -> TableName {

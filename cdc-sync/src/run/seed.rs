@@ -109,7 +109,16 @@ async fn copy_round(
     let (tasks_tx, tasks_rx) = unbounded::<Task>();
     let (reports_tx, reports_rx) = unbounded::<Report>();
     let workers: Vec<_> = (0..context.settings.seed_connections.max(1))
-        .map(|number| spawn_worker(number, context, &snapshot, tasks_rx.clone(), reports_tx.clone()))
+        .map(|number| {
+            spawn_worker(
+                number,
+                context,
+                epoch,
+                &snapshot,
+                tasks_rx.clone(),
+                reports_tx.clone(),
+            )
+        })
         .collect::<Result<_>>()?;
     drop((tasks_rx, reports_tx));
     let mut round = Round::new(context, epoch, &snapshot, tables, infos);
@@ -320,6 +329,7 @@ type Worker = std::thread::JoinHandle<()>;
 fn spawn_worker(
     number: usize,
     context: &Arc<RunContext>,
+    epoch: i64,
     snapshot: &Arc<dyn Snapshot>,
     tasks: Receiver<Task>,
     reports: Sender<Report>,
@@ -332,13 +342,14 @@ fn spawn_worker(
         .map_err(local)?;
     let body = move || {
         while let Ok(task) = tasks.recv() {
-            let report = match runtime.block_on(copy_with_retries(&context, &*snapshot, &task, &reports)) {
-                Ok(rows) => Report::Done {
-                    table: task.table,
-                    rows,
-                },
-                Err(error) => Report::Failed(error),
-            };
+            let report =
+                match runtime.block_on(copy_with_retries(&context, epoch, &*snapshot, &task, &reports)) {
+                    Ok(rows) => Report::Done {
+                        table: task.table,
+                        rows,
+                    },
+                    Err(error) => Report::Failed(error),
+                };
             let failed = matches!(report, Report::Failed(_));
             if reports.send(report).is_err() || failed {
                 return;
@@ -354,6 +365,7 @@ fn spawn_worker(
 /// Copies a part; after a lost connection it is copied again from the start, as long as the snapshot stands.
 async fn copy_with_retries(
     context: &RunContext,
+    epoch: i64,
     snapshot: &dyn Snapshot,
     task: &Task,
     reports: &Sender<Report>,
@@ -362,7 +374,7 @@ async fn copy_with_retries(
     let mut attempt = 1;
     loop {
         let mut sent = 0;
-        let error = match copy_part(context, snapshot, task, reports, &mut sent).await {
+        let error = match copy_part(context, epoch, snapshot, task, reports, &mut sent).await {
             Ok(rows) => return Ok(rows),
             Err(error) => error,
         };
@@ -386,13 +398,17 @@ async fn copy_with_retries(
 
 async fn copy_part(
     context: &RunContext,
+    epoch: i64,
     snapshot: &dyn Snapshot,
     task: &Task,
     reports: &Sender<Report>,
     sent: &mut u64,
 ) -> Result<u64> {
     let mut reader = snapshot.read(&task.part).await?;
-    let mut loader = context.target.loader(&task.part, reader.format()).await?;
+    let mut loader = context
+        .target
+        .loader(&context.names.job, epoch, &task.part, reader.format())
+        .await?;
     loop {
         let chunk = match reader.next().await {
             Ok(Some(chunk)) => chunk,
