@@ -57,6 +57,7 @@ enum Work {
     TpcB(u32),
 }
 
+const PGBENCH_TABLES: &str = "pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history";
 const WIDE: &str = "DROP TABLE IF EXISTS wide; CREATE TABLE wide (id bigint PRIMARY KEY, a int, b bigint, \
     c text, d text, e numeric(12,2), f timestamptz, g boolean, h double precision, i text)";
 const WIDE_ROWS: &str = "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
@@ -188,7 +189,9 @@ fn seed_round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, round
         let green = cluster(args.target)?;
         pgbench(tools, &green.url("postgres"), &["-i", "-q", "-I", "dtp"])?;
         let target = Psql::new(tools, green.url("postgres"));
-        source.run("CREATE PUBLICATION seed_native FOR ALL TABLES")?;
+        source.run(&format!(
+            "CREATE PUBLICATION seed_native FOR TABLE {PGBENCH_TABLES}"
+        ))?;
         let began = Instant::now();
         target.run(&format!(
             "CREATE SUBSCRIPTION seed_native CONNECTION '{}' PUBLICATION seed_native WITH (streaming = {})",
@@ -245,7 +248,9 @@ fn catch_up(
     let script = tempfile::NamedTempFile::new()?;
     std::fs::write(script.path(), &schema.stdout)?;
     subscriber.file(script.path()).context("restoring the schema")?;
-    source.run("CREATE PUBLICATION native FOR TABLE pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history, wide, last_row")?;
+    source.run(&format!(
+        "CREATE PUBLICATION native FOR TABLE {PGBENCH_TABLES}, wide, last_row"
+    ))?;
     subscriber.run(&format!(
         "CREATE SUBSCRIPTION native CONNECTION '{}' PUBLICATION native WITH (streaming = {})",
         libpq(&blue),
