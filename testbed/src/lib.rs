@@ -22,6 +22,7 @@
 
 mod blocking;
 pub mod compare;
+pub mod pair;
 mod port;
 pub mod postgres;
 mod proc;
@@ -32,6 +33,7 @@ mod table;
 mod watchdog;
 pub mod workload;
 
+pub use pair::Pair;
 pub use postgres::{PgCluster, StopMode};
 pub use process::Process;
 pub use proxy::Proxy;

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use testbed::{PgCluster, Process};
+use testbed::pair::LIMIT;
+use testbed::{Pair, Process};
 
-use super::{DATABASE, LIMIT, Moments, cdc_sync, pair, verb};
+use super::Moments;
 
 const SEED: u64 = 7;
 
@@ -20,42 +21,36 @@ const SLOW: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
     ALTER TABLE ledger ENABLE ALWAYS TRIGGER slow";
 
 /// Kills and restarts over running statements; returns the rows of blue and green at the end.
-fn restarts(blue: &PgCluster, green: &PgCluster, times: usize) -> (i64, i64) {
+fn restarts(pair: &Pair, times: usize) -> (i64, i64) {
     let mut moments = Moments(SEED);
-    let mut running = Process::spawn(cdc_sync(blue, green, &["run"])).expect("run starts");
+    let mut running = pair.spawn(&["run"]).expect("run starts");
     for n in 0..times {
-        blue.sql(
-            DATABASE,
-            &format!("INSERT INTO ledger SELECT {n} FROM generate_series(1, 3)"),
-        )
+        pair.on_blue(&format!(
+            "INSERT INTO ledger SELECT {n} FROM generate_series(1, 3)"
+        ))
         .expect("blue writes");
-        wait_for_statement(green, &mut running);
+        wait_for_statement(pair, &mut running);
         std::thread::sleep(moments.between(Duration::ZERO, Duration::from_millis(900)));
         running.kill9().expect("the process dies");
-        running = Process::spawn(cdc_sync(blue, green, &["run"])).expect("run starts again");
+        running = pair.spawn(&["run"]).expect("run starts again");
     }
     running
         .wait_for("stream started", LIMIT)
         .expect("the stream starts");
     running.sigterm().expect("the signal arrives");
     running.wait_timeout(LIMIT).expect("run ends after SIGTERM");
-    verb(blue, green, &["run", "--until-caught-up"], 0);
-    let count = |cluster: &PgCluster| -> i64 {
-        cluster
-            .sql(DATABASE, "SELECT count(*) FROM ledger")
-            .expect("it answers")
-            .trim()
-            .parse()
-            .expect("a number")
-    };
-    (count(blue), count(green))
+    pair.verb(&["run", "--until-caught-up"], 0).expect("run");
+    let sql = "SELECT count(*) FROM ledger";
+    let [written, applied] = [pair.on_blue(sql), pair.on_green(sql)]
+        .map(|count| count.expect("it answers").trim().parse().expect("a number"));
+    (written, applied)
 }
 
 /// Waits until green executes a COMMIT of ours.
-fn wait_for_statement(green: &PgCluster, running: &mut Process) {
+fn wait_for_statement(pair: &Pair, running: &mut Process) {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     let deadline = Instant::now() + LIMIT;
-    while green.sql(DATABASE, sql).expect("green answers").trim() == "0" {
+    while pair.on_green(sql).expect("green answers").trim() == "0" {
         assert!(running.is_running(), "{}", running.stderr());
         assert!(
             Instant::now() < deadline,
@@ -66,19 +61,19 @@ fn wait_for_statement(green: &PgCluster, running: &mut Process) {
     }
 }
 
-fn prepared() -> (PgCluster, PgCluster) {
-    let (blue, green) = pair(12, 18);
-    blue.sql(DATABASE, TABLE).expect("blue has the table");
-    verb(&blue, &green, &["run", "--until-caught-up"], 0);
-    green.sql(DATABASE, SLOW).expect("green is slow");
-    (blue, green)
+fn prepared() -> Pair {
+    let pair = Pair::start(12, 18).expect("two servers");
+    pair.on_blue(TABLE).expect("blue has the table");
+    pair.verb(&["run", "--until-caught-up"], 0).expect("run");
+    pair.on_green(SLOW).expect("green is slow");
+    pair
 }
 
 #[test]
 fn restarts_over_a_running_statement_neither_lose_nor_repeat() {
-    let (blue, green) = prepared();
+    let pair = prepared();
     let times = if testbed::runs_long_tier() { 100 } else { 15 };
-    let (written, applied) = restarts(&blue, &green, times);
+    let (written, applied) = restarts(&pair, times);
     assert_eq!(written, 3 * times as i64);
     assert_eq!(applied, written);
 }
@@ -87,9 +82,9 @@ fn restarts_over_a_running_statement_neither_lose_nor_repeat() {
 /// restarts repeat rows.
 #[test]
 fn without_the_fence_rows_are_repeated() {
-    let (blue, green) = prepared();
-    green.sql(DATABASE, DISARM).expect("the fence is taken out");
-    let (written, applied) = restarts(&blue, &green, 8);
+    let pair = prepared();
+    pair.on_green(DISARM).expect("the fence is taken out");
+    let (written, applied) = restarts(&pair, 8);
     assert!(
         applied > written,
         "{applied} rows on green for {written} written: the fence is not what protects them"

@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use testbed::pair::LIMIT;
 use testbed::workload::{Config, Fill, Workload, prepare};
-use testbed::{PgCluster, Process};
+use testbed::{Pair, Process};
 
-use super::{DATABASE, LIMIT, Moments, assert_accounted, assert_equal, cdc_sync, pair, verb};
+use super::{Moments, assert_accounted};
 
 const KILLS: usize = 25;
 const SEED: u64 = 20_261_121;
 
 #[test]
 fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
-    let (blue, green) = pair(12, 18);
-    let url = blue.url(DATABASE);
+    let pair = Pair::start(12, 18).expect("two servers");
+    let [url, _] = pair.urls();
     let pgbench_scale = Some(if testbed::runs_long_tier() { 10 } else { 2 });
     prepare(
         &url,
@@ -23,9 +24,9 @@ fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
         },
     )
     .expect("blue is filled");
-    let mut running = Process::spawn(cdc_sync(&blue, &green, &["run"])).expect("run starts");
+    let mut running = pair.spawn(&["run"]).expect("run starts");
     // The account is exact from the slot's creation on, so writing begins when the checkpoint names it.
-    wait_for_checkpoint(&green, &mut running);
+    wait_for_checkpoint(&pair, &mut running);
     let load = Config {
         seed: SEED,
         threads: 2,
@@ -45,7 +46,7 @@ fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
             running.stderr()
         );
         running.kill9().expect("the process dies");
-        running = Process::spawn(cdc_sync(&blue, &green, &["run"])).expect("run starts again");
+        running = pair.spawn(&["run"]).expect("run starts again");
     }
     let totals = workload.stop().expect("the workload kept count");
     running
@@ -54,21 +55,21 @@ fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
     running.sigterm().expect("the signal arrives");
     let ended = running.wait_timeout(LIMIT).expect("run ends after SIGTERM");
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
-    let drained = verb(&blue, &green, &["run", "--until-caught-up"], 0);
-    assert_equal(&blue, &green);
+    let drained = pair.verb(&["run", "--until-caught-up"], 0).expect("run");
+    pair.assert_equal().expect("both compare");
     assert_accounted(&drained, totals.changes());
 }
 
 /// Waits until the first checkpoint is on green.
-fn wait_for_checkpoint(green: &PgCluster, running: &mut Process) {
+fn wait_for_checkpoint(pair: &Pair, running: &mut Process) {
     let deadline = Instant::now() + LIMIT;
     let stored = || {
-        let exists = green
-            .sql(DATABASE, "SELECT to_regclass('cdc_sync.checkpoint') IS NOT NULL")
+        let exists = pair
+            .on_green("SELECT to_regclass('cdc_sync.checkpoint') IS NOT NULL")
             .expect("green answers");
         exists.trim() == "t"
-            && green
-                .sql(DATABASE, "SELECT count(*) FROM cdc_sync.checkpoint")
+            && pair
+                .on_green("SELECT count(*) FROM cdc_sync.checkpoint")
                 .expect("green answers")
                 .trim()
                 == "1"

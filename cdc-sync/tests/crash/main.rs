@@ -5,65 +5,7 @@ mod fence;
 mod kills;
 mod pairs;
 
-use std::process::Command;
 use std::time::Duration;
-
-use testbed::provision::postgres_tools;
-use testbed::{PgCluster, Process};
-
-const DATABASE: &str = "app";
-/// Ten times and more what a step usually takes.
-const LIMIT: Duration = Duration::from_secs(240);
-
-/// Blue and green with an empty database each.
-fn pair(old: u16, new: u16) -> (PgCluster, PgCluster) {
-    let [blue, green] = [old, new].map(|major| {
-        let cluster = PgCluster::builder(major).start().expect("a cluster");
-        cluster.create_database(DATABASE).expect("a database");
-        cluster
-    });
-    (blue, green)
-}
-
-/// A command of the binary for this pair.
-fn cdc_sync(blue: &PgCluster, green: &PgCluster, arguments: &[&str]) -> Command {
-    let mut command = testbed::process::cdc_sync().expect("CDC_SYNC_BIN names the binary");
-    command.args(arguments).args(["--yes", "--json"]);
-    command.args(["--source", &blue.url(DATABASE), "--target", &green.url(DATABASE)]);
-    if arguments.first() == Some(&"run") {
-        command
-            .arg("--pg-bin")
-            .arg(postgres_tools().expect("client programs").bin);
-    }
-    command
-}
-
-/// Runs a verb to its end and returns its JSON; panics with its output on another exit code.
-fn verb(blue: &PgCluster, green: &PgCluster, arguments: &[&str], code: i32) -> serde_json::Value {
-    let finished = Process::run(cdc_sync(blue, green, arguments), LIMIT).expect("the verb ends in time");
-    assert_eq!(
-        finished.code(),
-        Some(code),
-        "cdc-sync {arguments:?}\n{}\n{}",
-        finished.stdout,
-        finished.stderr
-    );
-    serde_json::from_str(&finished.stdout).expect("one JSON object")
-}
-
-/// Asserts that both databases hold the same rows, by an oracle of its own and by `verify`.
-fn assert_equal(blue: &PgCluster, green: &PgCluster) {
-    let differences =
-        testbed::compare::databases(&blue.url(DATABASE), &green.url(DATABASE)).expect("both compare");
-    assert!(
-        differences.is_empty(),
-        "{} tables differ, first: {}",
-        differences.len(),
-        differences[0]
-    );
-    let report = verb(blue, green, &["verify"], 0);
-    assert_eq!(report["differences"], 0, "{report}");
-}
 
 /// Asserts the accounting: everything read has one outcome, and as much was read as was written.
 fn assert_accounted(run: &serde_json::Value, written: u64) {

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use testbed::Pair;
 use testbed::workload::{Config, Fill, Workload, prepare};
 
-use super::{DATABASE, assert_equal, pair, verb};
-
 fn migrates(old: u16, new: u16) {
-    let (blue, green) = pair(old, new);
-    let url = blue.url(DATABASE);
+    let pair = Pair::start(old, new).expect("two servers");
+    let [url, _] = pair.urls();
     prepare(
         &url,
         Fill {
@@ -24,12 +23,12 @@ fn migrates(old: u16, new: u16) {
         ..Config::default()
     };
     let workload = Workload::start(&url, &load).expect("the workload starts");
-    let first = verb(&blue, &green, &["run", "--until-caught-up"], 0);
+    let first = pair.verb(&["run", "--until-caught-up"], 0).expect("run");
     assert_eq!(first["caught_up"], true, "{first}");
     std::thread::sleep(Duration::from_secs(2));
     workload.stop().expect("the workload kept count");
-    verb(&blue, &green, &["run", "--until-caught-up"], 0);
-    assert_equal(&blue, &green);
+    pair.verb(&["run", "--until-caught-up"], 0).expect("run");
+    pair.assert_equal().expect("both compare");
 }
 
 #[test]

@@ -1,0 +1,105 @@
+//! Blue and green with the binary under test between them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::provision::postgres_tools;
+use crate::{PgCluster, Process, compare, process};
+
+/// Ten times and more what a verb usually takes.
+pub const LIMIT: Duration = Duration::from_secs(240);
+
+/// Two clusters, each with a database [`Pair::DATABASE`].
+pub struct Pair {
+    /// The source.
+    pub blue: PgCluster,
+    /// The target.
+    pub green: PgCluster,
+}
+
+impl Pair {
+    /// The database on either side.
+    pub const DATABASE: &'static str = "app";
+
+    /// Starts servers of these major versions, their databases empty.
+    pub fn start(old: u16, new: u16) -> Result<Pair> {
+        let start = |major| {
+            let cluster = PgCluster::builder(major).start()?;
+            cluster.create_database(Self::DATABASE)?;
+            Ok::<_, anyhow::Error>(cluster)
+        };
+        Ok(Pair {
+            blue: start(old)?,
+            green: start(new)?,
+        })
+    }
+
+    /// Runs a script on blue.
+    pub fn on_blue(&self, script: &str) -> Result<String> {
+        self.blue.sql(Self::DATABASE, script)
+    }
+
+    /// Runs a script on green.
+    pub fn on_green(&self, script: &str) -> Result<String> {
+        self.green.sql(Self::DATABASE, script)
+    }
+
+    /// The URLs of blue and green.
+    pub fn urls(&self) -> [String; 2] {
+        [&self.blue, &self.green].map(|cluster| cluster.url(Self::DATABASE))
+    }
+
+    /// A command of the binary for this pair, which asks nothing and prints JSON.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let [source, target] = self.urls();
+        let mut command = process::cdc_sync()?;
+        command.args(arguments).args(["--yes", "--json"]);
+        command.args(["--source", &source, "--target", &target]);
+        if arguments.first() == Some(&"run") {
+            command.arg("--pg-bin").arg(postgres_tools()?.bin);
+        }
+        Ok(command)
+    }
+
+    /// Starts a verb.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Process> {
+        Process::spawn(self.command(arguments)?)
+    }
+
+    /// Runs a verb to its end and returns its JSON.
+    ///
+    /// # Panics
+    /// With the verb's output, when it ends with another code than `code` or prints no JSON.
+    pub fn verb(&self, arguments: &[&str], code: i32) -> Result<serde_json::Value> {
+        let finished = Process::run(self.command(arguments)?, LIMIT)?;
+        assert_eq!(
+            finished.code(),
+            Some(code),
+            "cdc-sync {arguments:?}\n{}\n{}",
+            finished.stdout,
+            finished.stderr
+        );
+        serde_json::from_str(&finished.stdout)
+            .with_context(|| format!("cdc-sync {arguments:?} printed {}", finished.stdout))
+    }
+
+    /// Compares both databases by [`compare::databases`] and by `verify`.
+    ///
+    /// # Panics
+    /// When either finds a difference.
+    pub fn assert_equal(&self) -> Result<()> {
+        let [blue, green] = self.urls();
+        let differences = compare::databases(&blue, &green)?;
+        assert!(
+            differences.is_empty(),
+            "{} tables differ, first: {}",
+            differences.len(),
+            differences[0]
+        );
+        let report = self.verb(&["verify"], 0)?;
+        assert_eq!(report["differences"], 0, "{report}");
+        Ok(())
+    }
+}
