@@ -13,6 +13,7 @@ use tokio_postgres::types::Type;
 use crate::catalog::OWN_SCHEMA;
 use crate::config::Config;
 use crate::session::{connect, during};
+use crate::state::FUNCTIONS;
 use crate::wire::identifier;
 
 /// Whoever waits for a lock makes others wait behind it.
@@ -48,7 +49,9 @@ struct Plan {
     slot: Option<String>,
     publication: Option<String>,
     tables: Vec<StateTable>,
-    /// no other job uses the tables
+    /// functions of the state, with their arguments
+    functions: Vec<String>,
+    /// no other job uses the tables and functions
     drop_tables: bool,
     /// nothing else is in our schema
     drop_schema: bool,
@@ -109,6 +112,8 @@ impl Plan {
             if !list.is_empty() {
                 statements.push(format!("DROP TABLE IF EXISTS {}", list.join(", ")));
             }
+            let drops = self.functions.iter();
+            statements.extend(drops.map(|function| format!("DROP FUNCTION IF EXISTS {function}")));
         } else {
             let own = self.tables.iter().filter(|table| table.own_rows > 0);
             statements
@@ -134,6 +139,13 @@ impl Plan {
                 (false, 0) => {}
                 (false, rows) => dropped.push(format!("{rows} rows of table {OWN_SCHEMA}.{name}")),
             }
+        }
+        if self.drop_tables {
+            dropped.extend(
+                self.functions
+                    .iter()
+                    .map(|function| format!("function {function}")),
+            );
         }
         if self.drop_schema {
             dropped.push(format!("schema {OWN_SCHEMA}"));
@@ -216,6 +228,9 @@ async fn find_publication(client: &Client, name: &str, stays: &mut Vec<String>) 
 /// Looks up the tables of our schema that belong to `side`, and who else uses them.
 async fn find_state(client: &Client, side: Side, names: &JobNames, plan: &mut Plan) -> Result<()> {
     plan.tables = state_tables(client, side).await?;
+    if side != Side::Source {
+        plan.functions = state_functions(client).await?;
+    }
     let mut users: Vec<String> = Vec::new();
     for table in plan.tables.iter_mut().filter(|table| table.has_stream) {
         let statement = format!(
@@ -247,7 +262,7 @@ async fn find_state(client: &Client, side: Side, names: &JobNames, plan: &mut Pl
         return Ok(());
     }
     plan.drop_tables = true;
-    match schema_content(client, &plan.tables).await? {
+    match schema_content(client, plan, side).await? {
         Some(content) if content.is_empty() => plan.drop_schema = true,
         Some(content) => plan.stays.push(format!("schema {OWN_SCHEMA}: holds {content}")),
         None => {}
@@ -284,6 +299,20 @@ async fn state_tables(client: &Client, side: Side) -> Result<Vec<StateTable>> {
         .collect())
 }
 
+/// The functions that applying uses.
+async fn state_functions(client: &Client) -> Result<Vec<String>> {
+    let rows = client
+        .query_typed(
+            "SELECT format('cdc_sync.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) FROM pg_proc p \
+             JOIN pg_namespace n ON n.oid = p.pronamespace \
+             WHERE n.nspname = 'cdc_sync' AND p.proname = ANY ($1) ORDER BY p.proname",
+            &[(&FUNCTIONS, Type::TEXT_ARRAY)],
+        )
+        .await
+        .map_err(during("looking for the functions of cdc-sync"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// Publications of other jobs: one that has not written a heartbeat yet is known by nothing else.
 async fn other_publications(client: &Client, own: &str) -> Result<Vec<String>> {
     let rows = client
@@ -300,19 +329,22 @@ async fn other_publications(client: &Client, own: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// What our schema holds beside `tables` and what goes with them; `None` without the schema.
-async fn schema_content(client: &Client, tables: &[StateTable]) -> Result<Option<String>> {
-    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+/// What our schema holds beside what is dropped and what goes with it; `None` without the schema.
+async fn schema_content(client: &Client, plan: &Plan, side: Side) -> Result<Option<String>> {
+    let oids: Vec<u32> = plan.tables.iter().map(|table| table.oid).collect();
+    let functions = if side == Side::Source { &[][..] } else { FUNCTIONS };
     let row = client
         .query_typed_opt(
             "SELECT COALESCE((SELECT string_agg(DISTINCT pg_describe_object(d.classid, d.objid, 0), ', ') \
                  FROM pg_depend d WHERE d.refclassid = 'pg_namespace'::regclass AND d.refobjid = n.oid \
                       AND NOT (d.classid = 'pg_class'::regclass AND d.objid = ANY ($1)) \
+                      AND NOT (d.classid = 'pg_proc'::regclass AND EXISTS (SELECT FROM pg_proc p \
+                               WHERE p.oid = d.objid AND p.proname = ANY ($2))) \
                       AND NOT EXISTS (SELECT FROM pg_depend o WHERE o.classid = d.classid AND o.objid = d.objid \
                                AND o.refclassid = 'pg_class'::regclass AND o.refobjid = ANY ($1) \
                                AND o.deptype IN ('a', 'i'))), '') \
              FROM pg_namespace n WHERE nspname = 'cdc_sync'",
-            &[(&oids, Type::OID_ARRAY)],
+            &[(&oids, Type::OID_ARRAY), (&functions, Type::TEXT_ARRAY)],
         )
         .await
         .map_err(during("looking for the schema of cdc-sync"))?;
@@ -352,6 +384,7 @@ mod tests {
             slot: Some("s".into()),
             publication: Some("P".into()),
             tables: vec![table("seed", 3), table("fence", 0)],
+            functions: vec!["cdc_sync.f(text)".into()],
             drop_tables: true,
             drop_schema: true,
             ..Plan::default()
@@ -361,6 +394,7 @@ mod tests {
             [
                 "DROP PUBLICATION IF EXISTS \"P\"",
                 "DROP TABLE IF EXISTS cdc_sync.\"seed\", cdc_sync.\"fence\"",
+                "DROP FUNCTION IF EXISTS cdc_sync.f(text)",
                 "DROP SCHEMA IF EXISTS cdc_sync"
             ]
         );
@@ -371,6 +405,7 @@ mod tests {
                 "publication P",
                 "table cdc_sync.seed with 3 rows",
                 "table cdc_sync.fence",
+                "function cdc_sync.f(text)",
                 "schema cdc_sync"
             ]
         );

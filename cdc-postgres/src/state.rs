@@ -14,4 +14,4 @@ pub(crate) mod checkpoint;
 pub(crate) mod fence;
 mod schema;
 
-pub(crate) use schema::{FENCE_LOST, explained, prepare, statements};
+pub(crate) use schema::{FENCE_LOST, FUNCTIONS, explained, prepare, statements};

@@ -61,6 +61,8 @@ pub struct Printer {
     /// whether `begin` of the transaction under way was printed
     begun: bool,
     done: bool,
+    /// after the last transaction whose lines were all handed out
+    complete: Position,
 }
 
 impl Printer {
@@ -72,6 +74,7 @@ impl Printer {
         until: Option<Position>,
     ) -> Self {
         Self {
+            complete: tracker.position(),
             tracker,
             view,
             limit,
@@ -88,9 +91,10 @@ impl Printer {
         self.done
     }
 
-    /// The position after everything printed.
-    pub fn position(&self) -> Position {
-        self.tracker.position()
+    /// The position after the last transaction of which every line was handed out. One that `limit` or an error
+    /// cut short is read again from there.
+    pub fn complete(&self) -> &Position {
+        &self.complete
     }
 
     /// Changes printed.
@@ -112,6 +116,7 @@ impl Printer {
         }
         if let Some(idle) = batch.idle() {
             self.tracker.advance(idle)?;
+            self.complete = self.tracker.position();
             self.look_for_end()?;
         }
         Ok(lines)
@@ -156,14 +161,18 @@ impl Printer {
                     self.done = true;
                     if txn.last && row + 1 == txn.rows.end {
                         lines.push(bare("commit"));
+                        self.complete = self.tracker.position();
                     }
                     return Ok(());
                 }
             }
         }
         // A transaction of which nothing is shown (other tables, our own heartbeats) is not shown either.
-        if txn.last && self.begun {
-            lines.push(bare("commit"));
+        if txn.last {
+            if self.begun {
+                lines.push(bare("commit"));
+            }
+            self.complete = self.tracker.position();
         }
         self.look_for_end()
     }
@@ -403,6 +412,39 @@ mod tests {
         }
         assert_eq!(ops(&all), ["begin", "insert", "insert", "insert", "commit"]);
         assert!(all.iter().all(|line| line.tx.seq == 1));
+    }
+
+    #[test]
+    fn what_was_cut_short_is_not_complete() {
+        let table = table("t", TableRole::User);
+        let two_rows = |number, id: &str| {
+            let mut batch = Batch::new();
+            begin(&mut batch, number, true, true);
+            insert(&mut batch, &table, "5");
+            insert(&mut batch, &table, id);
+            batch
+        };
+        let mut limited = printer(Some(3), None);
+        limited.lines(&two_rows(1, "6")).expect("lines");
+        assert_eq!(limited.complete().as_str(), "1");
+        limited.lines(&two_rows(2, "6")).expect("lines");
+        assert!(limited.done());
+        assert_eq!(limited.complete().as_str(), "1");
+
+        let mut exact = printer(Some(2), None);
+        exact.lines(&two_rows(1, "6")).expect("lines");
+        assert_eq!(exact.complete().as_str(), "1");
+
+        let mut batch = two_rows(1, "6");
+        begin(&mut batch, 2, true, true);
+        let number = batch.add_table(&table).expect("few tables");
+        let mut image = batch.image();
+        image.bytes(b"\xff").expect("short").null();
+        let after = image.finish();
+        batch.push(Op::Insert, number, None, false, Some(after));
+        let mut unreadable = printer(None, None);
+        assert_eq!(unreadable.lines(&batch).unwrap_err().kind(), Kind::Data);
+        assert_eq!(unreadable.complete().as_str(), "1");
     }
 
     #[test]

@@ -65,6 +65,9 @@ BEGIN
 END $$;
 ";
 
+/// The functions among them.
+pub(crate) const FUNCTIONS: &[&str] = &["hold_fence", "store_checkpoint"];
+
 /// Raised by `hold_fence`: the epoch is another one now.
 pub(crate) const FENCE_LOST: &str = "CS001";
 /// Raised by `store_checkpoint`: the checkpoint that was to be followed is not there.
@@ -153,9 +156,10 @@ pub(crate) async fn refuse_newer(client: &Client) -> Result<()> {
     .remedy("use the newer cdc-sync that wrote it, or `cleanup` with that version first"))
 }
 
-/// Whether schema `cdc_sync` has been prepared. It is in one transaction, so the last of it stands for all.
+/// Whether schema `cdc_sync` has been prepared. It is in one transaction, so the last table and the last function
+/// stand for all.
 pub(crate) async fn exists(client: &Client) -> Result<bool> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+    let sql = "SELECT to_regclass('cdc_sync.status') IS NOT NULL AND EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
                WHERE n.nspname = 'cdc_sync' AND p.proname = 'store_checkpoint' AND p.pronargs = 17)";
     let row = client
         .query_one(sql, &[])

@@ -1,7 +1,10 @@
 //! Cleanup: drops what a job made, nothing of another job, and does it once.
 
-use cdc_core::engine::{CleanupReport, Side};
-use cdc_core::{Kind, Site, TableName};
+use std::time::Duration;
+
+use cdc_core::engine::{CleanupReport, SeedPhase, SeedTable, Side};
+use cdc_core::model::ChangeCounts;
+use cdc_core::{Checkpoint, Kind, Position, Site, SourceIdentity, TableName};
 use cdc_postgres::config::Config;
 use cdc_postgres::walsender::{PgoutputOptions, WalSender, WalSenderOptions};
 use testbed::PgCluster;
@@ -136,42 +139,46 @@ fn a_slot_in_use_or_of_another_stays() {
 fn a_target_loses_the_streams_rows_and_the_last_one_the_schema() {
     let cluster = PgCluster::builder(16).start().unwrap();
     cluster.create_database("app").unwrap();
-    cluster
-        .sql(
-            "app",
-            "CREATE SCHEMA cdc_sync;
-             CREATE TABLE cdc_sync.format (version int);
-             CREATE TABLE cdc_sync.fence (stream text PRIMARY KEY, epoch bigint);
-             CREATE TABLE cdc_sync.seed (id bigserial, stream text REFERENCES cdc_sync.fence, v text);
-             CREATE TABLE cdc_sync.heartbeat (stream text, beat bigint);
-             INSERT INTO cdc_sync.fence VALUES ('a', 1), ('b', 1); INSERT INTO cdc_sync.heartbeat VALUES ('other', 1);
-             INSERT INTO cdc_sync.seed (stream) VALUES ('a'), ('a'), ('b')",
-        )
-        .unwrap();
+    cluster.sql("app", "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
     block_on(async {
         let site = site(&cluster.url("app")).await;
         let site = site.as_ref();
+        for job in ["a", "b"] {
+            site.prepare_state().await.unwrap();
+            let fence = site.take_fence(job, Duration::from_secs(60)).await.unwrap();
+            let seed = SeedTable {
+                table: TableName::new("public", "t"),
+                phase: SeedPhase::Todo,
+                position: Position::new("0/1"),
+                rows: 0,
+                bytes: 0,
+            };
+            site.start_stream(fence.epoch(), &checkpoint(job), &[seed], false)
+                .await
+                .unwrap();
+            site.publish_status(job, "{}").await.unwrap();
+        }
         let done = clean(site, Side::Target, "a", false).await;
-        assert_eq!(
-            done.dropped,
-            ["2 rows of table cdc_sync.seed", "1 rows of table cdc_sync.fence"]
-        );
+        let rows = ["seed", "stream", "fence", "checkpoint", "status"];
+        for table in rows {
+            let row = format!("1 rows of table cdc_sync.{table}");
+            assert!(done.dropped.contains(&row), "{done:?}");
+        }
+        assert_eq!(done.dropped.len(), rows.len(), "{done:?}");
         assert_eq!(done.stays, ["schema cdc_sync: used by stream b"]);
+
+        // Something that is not ours keeps the schema.
+        cluster
+            .sql(
+                "app",
+                "CREATE TABLE cdc_sync.heartbeat (stream text, beat bigint)",
+            )
+            .unwrap();
+        let dry = clean(site, Side::Target, "b", true).await;
         let done = clean(site, Side::Target, "b", false).await;
-        assert_eq!(
-            done.dropped,
-            [
-                "table cdc_sync.format",
-                "table cdc_sync.seed with 1 rows",
-                "table cdc_sync.fence with 1 rows"
-            ]
-        );
+        assert_eq!(dry, done);
         assert_eq!(done.stays, ["schema cdc_sync: holds table cdc_sync.heartbeat"]);
         cluster.sql("app", "DROP TABLE cdc_sync.heartbeat").unwrap();
-        assert_eq!(
-            clean(site, Side::Target, "b", true).await.dropped,
-            ["schema cdc_sync"]
-        );
         assert_eq!(
             clean(site, Side::Target, "b", false).await.dropped,
             ["schema cdc_sync"]
@@ -180,5 +187,28 @@ fn a_target_loses_the_streams_rows_and_the_last_one_the_schema() {
             clean(site, Side::Target, "b", false).await,
             CleanupReport::default()
         );
+
+        // And it can be made again.
+        site.prepare_state().await.unwrap();
+        let done = clean(site, Side::Target, "b", false).await;
+        assert_eq!(done.dropped.last().unwrap(), "schema cdc_sync", "{done:?}");
+        assert_eq!(cluster.sql("app", LEFT).unwrap(), "0|0|0");
     });
+}
+
+fn checkpoint(job: &str) -> Checkpoint {
+    Checkpoint {
+        stream: job.into(),
+        source: SourceIdentity {
+            system: "7".into(),
+            database: "app".into(),
+            timeline: "1".into(),
+            slot: format!("cdc_sync_{job}"),
+        },
+        position: Position::new("0/1"),
+        commit_time_micros: 0,
+        groups: 0,
+        transactions: 0,
+        changes: ChangeCounts::default(),
+    }
 }

@@ -35,13 +35,23 @@ pub(super) async fn tail(session: &Session, args: &Tail) -> Result<Report> {
 async fn print(session: &Session, args: &Tail, stream: TailStream) -> Result<()> {
     let view = if args.typed { View::Typed } else { View::Text };
     let until = args.until_lsn.as_deref().map(Position::new);
-    let printer = Printer::new(stream.decoder.tracker(), view, args.limit, until);
+    let tracker = stream.decoder.tracker();
+    if let Some(until) = &until {
+        let readable = tracker.has_reached(until);
+        readable.map_err(|error| {
+            Error::new(Kind::Config, error.message().to_owned())
+                .object(format!("--until-lsn {until}"))
+                .remedy("give a position as the source writes it, such as 0/16B3748")
+        })?;
+    }
+    let printer = Printer::new(tracker, view, args.limit, until);
     let mut tailing = Tailing {
         source: stream.source,
         decoder: stream.decoder,
         printer,
         batch: Batch::new(),
         chunk: RawChunk::default(),
+        printed: None,
         consume: args.consume,
     };
     let limit = async {
@@ -112,6 +122,8 @@ struct Tailing {
     printer: Printer,
     batch: Batch,
     chunk: RawChunk,
+    /// after the last transaction that was printed whole
+    printed: Option<Position>,
     consume: bool,
 }
 
@@ -127,7 +139,7 @@ impl Tailing {
                         return Ok(());
                     }
                 }
-                _ = alive.tick() => self.source.confirm(self.printed().as_ref()).await?,
+                _ = alive.tick() => self.confirm().await?,
             }
         }
         Ok(())
@@ -144,21 +156,25 @@ impl Tailing {
             text.push_str(&line);
             text.push('\n');
         }
-        if text.is_empty() {
-            return Ok(Printed::Read);
+        let printed = if text.is_empty() {
+            Printed::Read
+        } else {
+            output::data(&text)
+        };
+        if printed == Printed::Read {
+            self.printed = Some(self.printer.complete().clone());
         }
-        Ok(output::data(&text))
+        Ok(printed)
     }
 
-    /// What may be confirmed: with --consume, everything printed.
-    fn printed(&self) -> Option<Position> {
-        self.consume.then(|| self.printer.position())
+    /// Tells the server that we are alive and, with --consume, what was printed.
+    async fn confirm(&mut self) -> Result<()> {
+        let consumed = self.printed.as_ref().filter(|_| self.consume);
+        self.source.confirm(consumed).await
     }
 
     async fn close(&mut self) -> Result<()> {
-        if let Some(printed) = self.printed() {
-            self.source.confirm(Some(&printed)).await?;
-        }
+        self.confirm().await?;
         self.source.close().await
     }
 }

@@ -1,0 +1,111 @@
+//! A job from `check` to `cleanup`, and who may do what meanwhile.
+
+use std::collections::BTreeSet;
+
+use super::{end, following, shop, wait_for_green};
+
+#[test]
+fn a_job_from_check_to_cleanup() {
+    let pair = shop(13, 17);
+    let checked = pair.verb(&["check"], 0).unwrap();
+    assert_eq!(checked["counts"]["fail"], 0, "{checked}");
+    assert_eq!(checked["kind"], "check");
+    let unknown = pair.verb(&["status"], 2).unwrap();
+    assert!(
+        unknown["error"]["remedy"]
+            .as_str()
+            .unwrap()
+            .contains("cdc-sync run"),
+        "{unknown}"
+    );
+
+    let running = following(&pair, &[]);
+    let status = pair.verb(&["status"], 0).unwrap();
+    assert_eq!(status["state"], "synced");
+    assert_eq!(status["tables"]["live"], 2);
+    assert!(status["slot"]["retained_bytes"].is_u64(), "{status}");
+    assert!(status["lag"]["heartbeat_ms"].as_f64().unwrap() > 0.0, "{status}");
+
+    // One instance at a time, and nothing is pulled from under it.
+    let second = pair.verb(&["run", "--takeover-timeout", "1s"], 11).unwrap();
+    assert!(
+        second["error"]["message"].as_str().unwrap().contains("pid "),
+        "{second}"
+    );
+    assert_eq!(pair.verb(&["cleanup"], 11).unwrap()["error"]["code"], "fenced");
+
+    // What differs is found while the job runs, and what does not is not.
+    assert_eq!(pair.verb(&["verify"], 0).unwrap()["differences"], 0);
+    pair.on_green("UPDATE customers SET note = 'odd' WHERE id = 7; DELETE FROM orders WHERE id = 8")
+        .unwrap();
+    let differs = pair.verb(&["verify"], 5).unwrap();
+    assert_eq!(differs["differences"], 2, "{differs}");
+    pair.on_green("UPDATE customers SET note = NULL WHERE id = 7")
+        .unwrap();
+    let missing = pair.verb(&["verify", "--exclude", "customers"], 5).unwrap();
+    assert_eq!(missing["tables"][0]["missing"], 1, "{missing}");
+    pair.on_green("INSERT INTO orders SELECT 8, 9, 0.08").unwrap();
+
+    let ended = end(running);
+    assert_eq!(ended["seed"]["rows"], 6000, "{ended}");
+    assert_eq!(
+        pair.verb(&["status", "--gate", "running"], 4).unwrap()["state"],
+        "stopped"
+    );
+
+    pair.on_blue("INSERT INTO orders (customer, total) VALUES (1, 1)")
+        .unwrap();
+    let drained = pair.verb(&["run", "--until-caught-up"], 0).unwrap();
+    assert_eq!(drained["caught_up"], true, "{drained}");
+    assert_eq!(drained["sequences"][0]["after"], 5001 + 1000, "{drained}");
+    pair.assert_equal().unwrap();
+
+    let planned = pair.verb(&["cleanup", "--dry-run"], 0).unwrap();
+    let cleaned = pair.verb(&["cleanup"], 0).unwrap();
+    assert_eq!(planned["source"]["dropped"], cleaned["source"]["dropped"]);
+    assert!(!cleaned["source"]["dropped"].as_array().unwrap().is_empty());
+    assert_eq!(pair.verb(&["cleanup"], 0).unwrap()["nothing_to_do"], true);
+    pair.verb(&["status"], 2).unwrap();
+    let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication) \
+                + (SELECT count(*) FROM pg_namespace WHERE nspname = 'cdc_sync')";
+    assert_eq!(pair.on_blue(left).unwrap(), "0");
+    assert_eq!(pair.on_green(left).unwrap(), "0");
+    assert_eq!(pair.on_green("SELECT count(*) FROM orders").unwrap(), "5001");
+}
+
+/// Killed while green's schema is created, before there is a checkpoint: the next run completes the schema.
+#[test]
+fn a_kill_while_the_schema_is_created() {
+    let pair = shop(14, 18);
+    let objects = "SELECT string_agg(name, ',' ORDER BY name) FROM (
+        SELECT conname::text || ' ' || convalidated AS name FROM pg_constraint
+            WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+        UNION ALL SELECT indexname::text FROM pg_indexes WHERE schemaname = 'public') o";
+    let mut seen = BTreeSet::new();
+    for statement in ["schema statement 1 of", "schema statement 2 of", "stream started"] {
+        let mut running = pair.spawn(&["run"]).unwrap();
+        running.wait_for(statement, testbed::pair::LIMIT).unwrap();
+        running.kill9().unwrap();
+        seen.insert(
+            pair.on_green("SELECT to_regclass('orders_by_customer') IS NULL")
+                .unwrap(),
+        );
+    }
+    assert!(seen.contains("t"), "no kill came before the indexes");
+    pair.verb(&["run", "--until-caught-up"], 0).unwrap();
+    assert_eq!(pair.on_green(objects).unwrap(), pair.on_blue(objects).unwrap());
+    pair.assert_equal().unwrap();
+}
+
+#[test]
+fn tables_that_are_not_selected_stay_out() {
+    let pair = shop(15, 16);
+    pair.on_blue("CREATE TABLE audit (id int PRIMARY KEY); INSERT INTO audit VALUES (1)")
+        .unwrap();
+    let mut running = following(&pair, &["--exclude", "aud*"]);
+    pair.on_blue("INSERT INTO audit VALUES (2); INSERT INTO customers VALUES (1001, 'new', NULL)")
+        .unwrap();
+    wait_for_green(&pair, &mut running, "SELECT count(*) FROM customers", "1001");
+    end(running);
+    assert_eq!(pair.on_green("SELECT to_regclass('audit') IS NULL").unwrap(), "t");
+}
