@@ -190,6 +190,8 @@ pub struct Facts {
     pub holder: Option<String>,
     /// the seed
     pub tables: TableCounts,
+    /// indexes, foreign keys and triggers of the target are not all there yet
+    pub schema_pending: bool,
     /// what the source retains
     pub slot: Option<Slot>,
     /// the accounting
@@ -243,6 +245,7 @@ impl Facts {
         let mut facts = Self {
             job: names.job.clone(),
             tables: TableCounts::of(state.seed.iter().map(phase)),
+            schema_pending: state.schema_pending,
             ..Self::default()
         };
         if let Some(checkpoint) = &state.checkpoint {
@@ -270,7 +273,7 @@ impl Facts {
         let running = self.holder.is_some();
         let seeded = self.tables.all_live();
         let synced = self.state() == state_name(Phase::Synced);
-        let ready = running && seeded && synced && !self.lost();
+        let ready = running && seeded && synced && !self.schema_pending && !self.lost();
         GATES.into_iter().zip([running, seeded, synced, ready]).collect()
     }
 

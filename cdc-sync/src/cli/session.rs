@@ -110,16 +110,35 @@ impl Session {
     async fn connect_to(&self, url: &DatabaseUrl, side: &str) -> Result<Arc<dyn Site>> {
         match engines::connect(url, self.connect_timeout).await {
             Ok(site) => Ok(Arc::from(site)),
-            Err(error) => Err(error.object(side).context(side)),
+            Err(error) => {
+                let error = if error.kind() == Kind::Unreachable && error.remedy_text().is_none() {
+                    error.remedy(
+                        "start the server, see to host, port and network, or wait longer: --connect-timeout",
+                    )
+                } else {
+                    error
+                };
+                Err(error.object(side).context(side))
+            }
         }
     }
 
-    /// Flags that name this job to the next command; URLs come from the environment or the file.
+    /// Flags that name this job to the next command, to be pasted as they are but for a password, which is not
+    /// shown. What the environment or the job file gives need not be said again.
     pub(super) fn suffix(&self, names: &JobNames) -> String {
-        match &self.config {
-            Some(path) => format!("-c {}", path.display()),
-            None => format!("--job {}", names.job),
+        if let Some(path) = &self.config {
+            return format!("-c {}", path.display());
         }
+        let mut flags = format!("--job {}", names.job);
+        for (flag, variable, url) in [
+            ("--source", "CDC_SYNC_SOURCE_URL", &self.settings.source),
+            ("--target", "CDC_SYNC_TARGET_URL", &self.settings.target),
+        ] {
+            if let (None, Some(url)) = (std::env::var_os(variable), url) {
+                flags.push_str(&format!(" {flag} '{}'", url.to_string().replace('\'', "%27")));
+            }
+        }
+        flags
     }
 
     /// Asks whether to go on.

@@ -24,6 +24,8 @@ fn a_job_from_check_to_cleanup() {
     assert_eq!(status["state"], "synced");
     assert_eq!(status["tables"]["live"], 2);
     assert!(status["slot"]["retained_bytes"].is_u64(), "{status}");
+    let next = status["next_command"].as_str().unwrap();
+    assert!(next.contains(&pair.urls()[0]), "{next}");
     assert!(status["lag"]["heartbeat_ms"].as_f64().unwrap() > 0.0, "{status}");
 
     // One instance at a time, and nothing is pulled from under it.
@@ -82,9 +84,9 @@ fn a_kill_while_the_schema_is_created() {
             WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
         UNION ALL SELECT indexname::text FROM pg_indexes WHERE schemaname = 'public') o";
     let mut seen = BTreeSet::new();
-    for statement in ["schema statement 1 of", "schema statement 2 of", "stream started"] {
+    for moment in ["schema created", "building indexes", "stream started"] {
         let mut running = pair.spawn(&["run"]).unwrap();
-        running.wait_for(statement, testbed::pair::LIMIT).unwrap();
+        running.wait_for(moment, testbed::pair::LIMIT).unwrap();
         running.kill9().unwrap();
         seen.insert(
             pair.on_green("SELECT to_regclass('orders_by_customer') IS NULL")

@@ -79,7 +79,11 @@ fn tail_shows_changes_as_they_come() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let ops: Vec<&str> = lines.iter().filter_map(|line| line["op"].as_str()).collect();
-    assert_eq!(ops, ["begin", "insert", "update", "delete"], "{lines:#?}");
+    assert_eq!(
+        ops,
+        ["begin", "insert", "update", "delete", "commit"],
+        "{lines:#?}"
+    );
     assert_eq!(lines[1]["after"]["name"], "tab\there");
     assert_eq!(lines[2]["after"]["note"], "x");
     assert_eq!(lines[3]["key"]["id"], "2000");
