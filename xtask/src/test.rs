@@ -53,6 +53,17 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
     )?;
     let binary = workspace.release_binary("cdc-sync");
     ensure!(binary.is_file(), "the release build left no {}", binary.display());
+    // The tests run them as programs.
+    steps.command(
+        "examples",
+        &mut workspace.cargo([
+            "build",
+            "--workspace",
+            "--features",
+            features.as_str(),
+            "--examples",
+        ]),
+    )?;
     let mut live_tests = only(&["--test", "*"]);
     live_tests
         .env("CDC_SYNC_BIN", &binary)

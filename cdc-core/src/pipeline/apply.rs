@@ -80,6 +80,7 @@ impl ApplyStage {
                     let _ = self.free.try_send(());
                     self.apply(*plan, internal, at_boundary)?;
                 }
+                Ok(Work::Refused { group, error }) => return Err(self.refused(&group, error)?),
                 Ok(Work::Idle(position)) => self.idle = Some(position),
                 Ok(Work::Held(barrier)) => {
                     self.store_idle()?;
@@ -88,7 +89,10 @@ impl ApplyStage {
                         .answer(barrier, self.checkpoint.position.clone());
                     self.stats.update(|stats| stats.phase = Phase::Held);
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.stats
+                        .update(|stats| stats.phase = self.phase_now(stats.phase));
+                }
                 Err(RecvTimeoutError::Disconnected) => return self.store_idle(),
             }
             if self.control.expired() {
@@ -151,6 +155,18 @@ impl ApplyStage {
             }
         }
         Ok(())
+    }
+
+    /// The error of a group that cannot be planned, once everything before its cause is applied.
+    fn refused(&mut self, group: &TxnGroup, error: Error) -> Result<Error> {
+        if !splittable(&error) {
+            return Ok(error);
+        }
+        let fresh = self.open.is_none();
+        if fresh {
+            self.begin()?;
+        }
+        Ok(self.name_culprit(group, fresh, error))
     }
 
     fn try_plan(&mut self, plan: &ApplyPlan) -> Result<Applied> {
@@ -276,11 +292,25 @@ impl ApplyStage {
             for lag in &beats {
                 stats.heartbeat.record(*lag);
             }
+            // What was waited out is over.
+            stats.last_error = None;
+            stats.phase = match self.phase_now(stats.phase) {
+                Phase::Waiting => Phase::CatchingUp,
+                phase => phase,
+            };
             if let Some(lag) = beats.last() {
                 let synced = Duration::from_micros(*lag) <= SYNCED_WITHIN;
                 stats.phase = if synced { Phase::Synced } else { Phase::CatchingUp };
             }
         });
+    }
+
+    /// A phase that has ended without a heartbeat to say so.
+    fn phase_now(&self, phase: Phase) -> Phase {
+        match phase {
+            Phase::Held if self.control.gate.wanted().is_none() => Phase::CatchingUp,
+            phase => phase,
+        }
     }
 
     /// Remembers the table that objected to a set statement, so that it is planned in order from now on.
@@ -300,7 +330,10 @@ impl ApplyStage {
     /// stop with. `fresh` says that the target transaction holds nothing but this group.
     fn name_culprit(&mut self, group: &TxnGroup, fresh: bool, error: Error) -> Error {
         if !fresh {
-            return self.find_row(group, error);
+            let position = self.tracker.position();
+            return self
+                .find_row(group, error)
+                .at(format!("the transaction after {position}"));
         }
         if let Err(lost) = self.rollback() {
             return lost;

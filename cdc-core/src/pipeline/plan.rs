@@ -13,9 +13,9 @@ use super::grouper::{Gathered, Grouper};
 use super::internal::{InternalRows, internal_rows};
 use crate::batch::Batch;
 use crate::engine::Barrier;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Position;
-use crate::plan::{ApplyPlan, PlanMode, Planner};
+use crate::plan::{ApplyPlan, PlanMode, Planner, TxnGroup};
 
 /// How often a waiting stream looks at its gate and its deadline.
 const GATE_TICK: Duration = Duration::from_millis(20);
@@ -28,6 +28,8 @@ pub(super) enum Work {
         internal: InternalRows,
         at_boundary: bool,
     },
+    /// A group that cannot be planned: it is to be applied up to the transaction that is the cause.
+    Refused { group: TxnGroup, error: Error },
     /// The source attests this position; everything before it has been handed over.
     Idle(Position),
     /// The stream stands still for this barrier; everything before it has been handed over.
@@ -128,12 +130,15 @@ impl PlanStage {
     fn plan(&mut self) -> Result<bool> {
         let (group, at_boundary) = self.grouper.cut();
         let internal = internal_rows(&group)?;
-        let plan = Box::new(self.planner.compile(group, PlanMode::Net)?);
-        Ok(self.send(Work::Plan {
-            plan,
-            internal,
-            at_boundary,
-        }))
+        let work = match self.planner.compile(group.clone(), PlanMode::Net) {
+            Ok(plan) => Work::Plan {
+                plan: Box::new(plan),
+                internal,
+                at_boundary,
+            },
+            Err(error) => Work::Refused { group, error },
+        };
+        Ok(self.send(work))
     }
 
     fn send(&self, work: Work) -> bool {

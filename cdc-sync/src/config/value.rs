@@ -2,17 +2,24 @@
 
 use std::time::Duration;
 
+/// Clocks can still be counted on from now.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// A duration such as `100ms`, `30s`, `5m`, `1h 30m`; a bare number is seconds.
 ///
 /// # Errors
 /// Says what is expected.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Ok(Duration::from_secs(seconds));
+    let duration = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|error| format!("not a duration such as `100ms`, `30s`, `5m` or `1h`: {error}"))?,
+    };
+    if duration > LONGEST {
+        return Err("longer than a hundred years; leave it out for no limit".to_owned());
     }
-    humantime::parse_duration(text)
-        .map_err(|error| format!("not a duration such as `100ms`, `30s`, `5m` or `1h`: {error}"))
+    Ok(duration)
 }
 
 /// A number of bytes such as `512MiB`, `50GB`; a bare number is bytes.
@@ -48,6 +55,7 @@ mod tests {
         assert_eq!(parse_duration("1h 30m"), Ok(Duration::from_secs(5400)));
         assert!(parse_duration("soon").is_err());
         assert!(parse_duration("-1s").is_err());
+        assert!(parse_duration("18446744073709551615").is_err());
         assert_eq!(parse_size("4096"), Ok(4096));
         assert_eq!(parse_size("1MiB"), Ok(1 << 20));
         assert_eq!(parse_size("50GB"), Ok(50_000_000_000));

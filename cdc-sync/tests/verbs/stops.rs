@@ -171,3 +171,29 @@ fn log_that_blue_may_not_retain_ends_the_seed() {
     pair.verb(&["run", "--until-caught-up"], 0).unwrap();
     pair.assert_equal().unwrap();
 }
+
+#[test]
+fn a_changed_table_stops_the_job_at_the_transaction_that_first_shows_it() {
+    let pair = shop(13, 18);
+    end(following(&pair, &[]));
+    // Read in one go by the next run: what precedes the change is applied all the same.
+    pair.on_blue("INSERT INTO customers VALUES (1001, 'before', NULL)")
+        .unwrap();
+    pair.on_blue("ALTER TABLE customers ADD COLUMN vip boolean")
+        .unwrap();
+    pair.on_blue("INSERT INTO customers VALUES (1002, 'after', NULL, true)")
+        .unwrap();
+    let stopped = pair.verb(&["run", "--until-caught-up"], 13).unwrap();
+    assert_eq!(stopped["error"]["object"], "table public.customers, column vip");
+    assert!(
+        text(&stopped, "message").contains("at the transaction after 0/"),
+        "{stopped}"
+    );
+    assert!(!text(&stopped, "remedy").is_empty(), "{stopped}");
+    let ids = "SELECT string_agg(id::text, ',') FROM customers WHERE id > 1000";
+    assert_eq!(pair.on_green(ids).unwrap(), "1001");
+    pair.on_green("ALTER TABLE customers ADD COLUMN vip boolean")
+        .unwrap();
+    pair.verb(&["run", "--until-caught-up"], 0).unwrap();
+    pair.assert_equal().unwrap();
+}
