@@ -24,7 +24,7 @@ pub const MEANINGS: &[(u8, &str)] = &[
     (OK, "done"),
     (BUG, "a defect of cdc-sync: please report it"),
     (USAGE, "wrong usage or configuration, or no such job"),
-    (CHECK, "a check failed: nothing was changed"),
+    (CHECK, "a check failed: no data was changed"),
     (
         GATE,
         "a gate or time limit was not met; state is kept, run again to resume",

@@ -6,7 +6,7 @@ use cdc_core::TableName;
 use cdc_core::engine::{Retention, SeedPhase};
 use cdc_core::pipeline::StatsSnapshot;
 
-/// Receives progress. Called about twice a second, from one thread.
+/// Receives progress. Called from one thread: ten times a second while copying, once a second while following.
 pub trait Reporter: Send + Sync {
     /// The seed's progress.
     fn seed(&self, progress: &SeedProgress);
