@@ -62,10 +62,13 @@ pub async fn apply_log(
             history.compare(&contents, finished).map_err(differs)?;
         }
     }
-    if let Some(audit) = harness.audit()
+    if let Some(audit) = harness.audit().await?
         && audit != oracle.audit()
     {
-        return Err(differs("triggers saw another order".into()));
+        return Err(differs(format!(
+            "triggers saw something else\n  one by one {:?}\n  planned    {audit:?}",
+            oracle.audit()
+        )));
     }
     run.check_counts(history)?;
     Ok(run.run)
@@ -114,12 +117,13 @@ struct Run {
     catalog: Arc<TargetCatalog>,
     sink: Box<dyn Sink>,
     open: bool,
+    groups: u64,
     run: HistoryRun,
 }
 
 impl Run {
     async fn start(harness: &mut dyn SinkHarness, history: &History) -> Result<Self> {
-        let first = checkpoint("0", ChangeCounts::default());
+        let first = checkpoint("0", 0, ChangeCounts::default());
         let catalog = harness.prepare(&history.target, &first).await?;
         history
             .marked_ordered
@@ -131,6 +135,7 @@ impl Run {
             catalog,
             sink: harness.sink(STREAM, epoch).await?,
             open: false,
+            groups: 0,
             run: HistoryRun::default(),
         })
     }
@@ -171,9 +176,10 @@ impl Run {
 
     async fn commit(&mut self) -> Result<()> {
         let position = self.run.plans.to_string();
+        self.groups += 1;
         let outcome = self
             .sink
-            .commit(&checkpoint(&position, ChangeCounts::default()))
+            .commit(&checkpoint(&position, self.groups, ChangeCounts::default()))
             .await?;
         self.open = false;
         match outcome {

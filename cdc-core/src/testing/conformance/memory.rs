@@ -67,8 +67,8 @@ impl SinkHarness for MemorySinkHarness {
         Box::pin(async { Ok(self.target.contents()) })
     }
 
-    fn audit(&self) -> Option<Vec<AuditEntry>> {
-        Some(self.target.audit())
+    fn audit(&self) -> BoxFuture<'_, Option<Vec<AuditEntry>>> {
+        Box::pin(async { Ok(Some(self.target.audit())) })
     }
 }
 

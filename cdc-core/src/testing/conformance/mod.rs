@@ -20,8 +20,8 @@ use crate::sink::Checkpoint;
 /// The stream that the suites apply.
 const STREAM: &str = "conformance";
 
-/// A checkpoint at `position`.
-fn checkpoint(position: &str, changes: ChangeCounts) -> Checkpoint {
+/// The checkpoint at `position` after `groups` groups.
+fn checkpoint(position: &str, groups: u64, changes: ChangeCounts) -> Checkpoint {
     Checkpoint {
         stream: STREAM.into(),
         source: SourceIdentity {
@@ -32,7 +32,7 @@ fn checkpoint(position: &str, changes: ChangeCounts) -> Checkpoint {
         },
         position: Position::new(position),
         commit_time_micros: 0,
-        groups: 0,
+        groups,
         transactions: 0,
         changes,
     }

@@ -201,9 +201,20 @@ impl Reading {
     }
 
     fn has_signal(&self, id: u32) -> bool {
-        let signals = TableName::new("conformance", "source_signals");
-        !self.model.find(&signals, &[(0, text(id))]).is_empty()
+        has_signal(&self.model, id)
     }
+
+    /// Whether the position has moved on from the transaction that brought a signal.
+    fn is_beyond_signal(&self, id: u32) -> bool {
+        let mut borders = self.borders.iter();
+        let brought = borders.find(|(_, model)| has_signal(model, id));
+        brought.is_some_and(|(position, _)| *position != self.tracker.position())
+    }
+}
+
+fn has_signal(model: &ModelDatabase, id: u32) -> bool {
+    let signals = TableName::new("conformance", "source_signals");
+    !model.find(&signals, &[(0, text(id))]).is_empty()
 }
 
 fn empty() -> ModelDatabase {
@@ -267,16 +278,11 @@ async fn idle_positions_come_and_resume(harness: &mut dyn SourceHarness) -> Resu
     run(harness, &[signal(1)]).await?;
     harness.idle().await?;
     let mut reading = Reading::start(harness, &start, empty()).await?;
+    // A log may tell positions before the transaction too, and let it be followed by empty ones.
     reading
-        .until(|reading| reading.has_signal(1) && !reading.idle.is_empty())
+        .until(|reading| reading.is_beyond_signal(1) && !reading.idle.is_empty())
         .await?;
-    let after = reading.borders.last().map(|(position, _)| position.clone());
     let position = reading.tracker.position();
-    assert_ne!(
-        Some(&position),
-        after.as_ref(),
-        "an idle position is beyond the last transaction"
-    );
     reading.source.close().await?;
     run(harness, &[signal(2)]).await?;
     let from = StreamStart {
