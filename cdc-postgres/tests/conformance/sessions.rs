@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 
 use crate::histories::OPTIONS;
 use crate::servers::{cluster, runtime, within_deadline};
-use crate::sink_harness::{PgSinkHarness, pg_text};
+use crate::sink_harness::{Login, PgSinkHarness, pg_text};
 
 const STREAM: &str = "session";
 
@@ -194,7 +194,7 @@ fn history(seed: u64, options: HistoryOptions) -> History {
 fn each(database: &str, seeds: u64, run: impl Fn(&Runtime, &mut PgSinkHarness, u64)) {
     for major in [12, 18] {
         let runtime = runtime();
-        let open = PgSinkHarness::open(cluster(major), database, pg_text());
+        let open = PgSinkHarness::open(cluster(major), database, Login::Superuser);
         let mut harness = within_deadline(&runtime, open);
         (0..seeds).for_each(|seed| run(&runtime, &mut harness, seed));
     }

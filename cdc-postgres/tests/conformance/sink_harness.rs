@@ -13,7 +13,7 @@ use cdc_postgres::text::{PG_TEXT, TextReader};
 use testbed::PgCluster;
 use tokio_postgres::Client;
 
-use crate::tables::{Folding, OWN, replace, row_texts};
+use crate::tables::{Folding, OWN, grant, identifier, qualified, replace, row_texts};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -22,23 +22,49 @@ pub(crate) fn pg_text() -> CellFormat {
     CellFormat::native(PG_TEXT, Arc::new(TextReader))
 }
 
+/// Whose sessions apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    /// may set triggers and foreign keys to rest, and does
+    Superuser,
+    /// may not: all fire and are checked
+    Ordinary,
+}
+
+/// The role that is not a superuser.
+const ORDINARY: &str = "applier";
+
 /// One database, whose tables each [`SinkHarness::prepare`] replaces.
 pub(crate) struct PgSinkHarness {
     site: Box<dyn Site>,
+    /// a superuser's, whatever the login
     client: Client,
     folding: Folding,
     specs: Vec<TableSpec>,
     format: CellFormat,
+    login: Login,
     /// held by the instance that took over last
     fence: Mutex<Option<Box<dyn Fence>>>,
 }
 
 impl PgSinkHarness {
     /// A harness in a new database. Where `a` equals `A`, the oldest server has it by type and the others by collation.
-    pub(crate) async fn open(cluster: &PgCluster, database: &str, format: CellFormat) -> PgSinkHarness {
+    pub(crate) async fn open(cluster: &PgCluster, database: &str, login: Login) -> PgSinkHarness {
         cluster.create_database(database).unwrap();
         let url = cluster.url(database);
         let client = testbed::postgres::connect(&url).await.unwrap();
+        let url = match login {
+            Login::Superuser => url,
+            Login::Ordinary => {
+                let role = format!(
+                    "DO $$ BEGIN CREATE ROLE {ORDINARY} LOGIN; EXCEPTION WHEN duplicate_object THEN END $$;
+                     GRANT CREATE ON DATABASE {} TO {ORDINARY};",
+                    identifier(database)
+                );
+                client.batch_execute(&role).await.unwrap();
+                url.replacen("postgres@", &format!("{ORDINARY}@"), 1)
+            }
+        };
         let folding = if cluster.major() == 12 {
             Folding::Type
         } else {
@@ -52,7 +78,8 @@ impl PgSinkHarness {
             client,
             folding,
             specs: Vec::new(),
-            format,
+            format: pg_text(),
+            login,
             fence: Mutex::new(None),
         }
     }
@@ -69,7 +96,10 @@ impl PgSinkHarness {
             "DELETE FROM cdc_sync.checkpoint WHERE stream = '{stream}';
              TRUNCATE {OWN}.audit RESTART IDENTITY;"
         );
-        let sql = replace(db, self.folding) + &forget;
+        let mut sql = replace(db, self.folding) + &forget;
+        if self.login == Login::Ordinary {
+            sql.push_str(&grant(db, ORDINARY));
+        }
         self.client.batch_execute(&sql).await.map_err(failed)?;
         self.specs = db.specs().cloned().collect();
         let epoch = self.take_over(&first.stream).await?;
@@ -99,7 +129,7 @@ impl PgSinkHarness {
         let sql = format!(
             "SELECT {} FROM ONLY {} t",
             row_texts(spec, "t"),
-            crate::tables::qualified(&spec.name)
+            qualified(&spec.name)
         );
         let found = self.client.query_typed(&sql, &[]).await.map_err(failed)?;
         let mut rows: Vec<ModelRow> = found.iter().map(|row| model_row(row.get(0))).collect();

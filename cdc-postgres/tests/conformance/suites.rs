@@ -4,16 +4,21 @@ use cdc_core::testing::CellFormat;
 use cdc_core::testing::conformance::{sink_suite, source_suite};
 
 use crate::servers::{cluster, runtime, within_deadline};
-use crate::sink_harness::{PgSinkHarness, pg_text};
+use crate::sink_harness::{Login, PgSinkHarness, pg_text};
 use crate::source_harness::PgSourceHarness;
 
 fn sink_keeps_the_contract(major: u16) {
     let runtime = runtime();
     within_deadline(&runtime, async {
-        let mut harness = PgSinkHarness::open(cluster(major), "sink_suite", pg_text()).await;
-        for format in [pg_text(), CellFormat::canonical()] {
-            harness.give(format);
-            sink_suite(&mut harness).await.expect("the suite runs");
+        for (database, login) in [
+            ("sink_suite", Login::Superuser),
+            ("ordinary_sink_suite", Login::Ordinary),
+        ] {
+            let mut harness = PgSinkHarness::open(cluster(major), database, login).await;
+            for format in [pg_text(), CellFormat::canonical()] {
+                harness.give(format);
+                sink_suite(&mut harness).await.expect("the suite runs");
+            }
         }
     });
 }

@@ -44,9 +44,8 @@ impl Folding {
 /// Statements that replace the schemas of `db` by its tables and rows.
 pub(crate) fn replace(db: &ModelDatabase, folding: Folding) -> String {
     let specs: Vec<&TableSpec> = db.specs().collect();
-    let schemas: BTreeSet<String> = specs.iter().map(|spec| identifier(&spec.name.schema)).collect();
     let mut sql = String::new();
-    for schema in &schemas {
+    for schema in schemas(db) {
         write(
             &mut sql,
             format_args!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema};\n"),
@@ -67,6 +66,21 @@ pub(crate) fn replace(db: &ModelDatabase, folding: Folding) -> String {
         sql.push_str(CHECK_ALWAYS);
     }
     sql
+}
+
+/// Statements that let `role` change the rows of `db`, and triggers record it.
+pub(crate) fn grant(db: &ModelDatabase, role: &str) -> String {
+    let grants = schemas(db).into_iter().chain([OWN.to_owned()]).map(|schema| {
+        format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role};
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\n"
+        )
+    });
+    grants.collect()
+}
+
+fn schemas(db: &ModelDatabase) -> BTreeSet<String> {
+    db.specs().map(|spec| identifier(&spec.name.schema)).collect()
 }
 
 /// Foreign keys are checked by triggers, which rest in sessions that apply.
