@@ -1,7 +1,8 @@
 //! The suites of `cdc_core::testing::conformance` on real servers, the oldest and the newest supported, and random
-//! histories of changes applied to them.
+//! histories applied to them and read from them.
 
 mod histories;
+mod readings;
 mod servers;
 mod sessions;
 mod sink_harness;

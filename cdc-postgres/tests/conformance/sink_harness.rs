@@ -48,7 +48,7 @@ pub(crate) struct PgSinkHarness {
 }
 
 impl PgSinkHarness {
-    /// A harness in a new database. Where `a` equals `A`, the oldest server has it by type and the others by collation.
+    /// A harness in a new database.
     pub(crate) async fn open(cluster: &PgCluster, database: &str, login: Login) -> PgSinkHarness {
         cluster.create_database(database).unwrap();
         let url = cluster.url(database);
@@ -65,11 +65,7 @@ impl PgSinkHarness {
                 url.replacen("postgres@", &format!("{ORDINARY}@"), 1)
             }
         };
-        let folding = if cluster.major() == 12 {
-            Folding::Type
-        } else {
-            Folding::Collation
-        };
+        let folding = Folding::of(cluster);
         client.batch_execute(&folding.prerequisites()).await.unwrap();
         let site = PgEngine.connect(&url, PATIENCE).await.unwrap();
         site.prepare_state().await.unwrap();

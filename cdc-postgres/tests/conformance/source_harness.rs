@@ -8,7 +8,7 @@ use cdc_core::source::StreamStart;
 use cdc_core::testing::conformance::SourceHarness;
 use cdc_core::testing::{ModelDatabase, ModelValue, SourceTable, Statement, TableSpec};
 use cdc_core::{
-    BoxFuture, Engine, Position, Result, Site, Source, SourceIdentity, TableName, TableSelection,
+    BoxFuture, DataType, Engine, Position, Result, Site, Source, SourceIdentity, TableName, TableSelection,
 };
 use cdc_postgres::PgEngine;
 use testbed::PgCluster;
@@ -21,6 +21,7 @@ use crate::tables::{Folding, OWN, identifier, literal, names, qualified, replace
 pub(crate) struct PgSourceHarness {
     site: Box<dyn Site>,
     client: Client,
+    folding: Folding,
     specs: Vec<TableSpec>,
     job: JobNames,
     /// how often it was prepared
@@ -33,16 +34,15 @@ impl PgSourceHarness {
         cluster.create_database(database).unwrap();
         let url = cluster.url(database);
         let client = testbed::postgres::connect(&url).await.unwrap();
-        let own = format!(
-            "{} CREATE TABLE {OWN}.unseen (n int);",
-            Folding::Type.prerequisites()
-        );
+        let folding = Folding::of(cluster);
+        let own = folding.prerequisites() + &format!("CREATE TABLE {OWN}.unseen (n int);");
         client.batch_execute(&own).await.unwrap();
         PgSourceHarness {
             site: PgEngine.connect(&url, Duration::from_secs(60)).await.unwrap(),
             client,
+            folding,
             specs: Vec::new(),
-            job: job(0),
+            job: job(database, 0),
             prepared: 0,
         }
     }
@@ -58,11 +58,11 @@ impl PgSourceHarness {
         )
         .await?;
         self.prepared += 1;
-        self.job = job(self.prepared);
+        self.job = job(&self.site.identity().database, self.prepared);
         self.specs = tables.iter().map(|table| table.spec.clone()).collect();
         let empty = ModelDatabase::new(self.specs.clone(), true);
         let identities: String = tables.iter().map(replica_identity).collect();
-        self.run(&(replace(&empty, Folding::Type) + &identities)).await?;
+        self.run(&(replace(&empty, self.folding) + &identities)).await?;
         let selected: Vec<TableName> = self.specs.iter().map(|spec| spec.name.clone()).collect();
         self.site.prepare_source(&self.job, &selected).await?;
         let snapshot = self.site.create_snapshot(&self.job, true).await?;
@@ -87,17 +87,22 @@ impl PgSourceHarness {
                 format!("INSERT INTO {name} VALUES ({});", values.join(", "))
             }
             Statement::Update { table, key, set } => {
+                let first = names(spec(table), &[0]);
                 let set = set.iter().map(|(column, value)| {
                     let name = names(spec(table), &[*column]);
-                    format!("{name} = {}", literal(value))
+                    format!(", {name} = {}", literal(value))
                 });
-                let set = set.collect::<Vec<_>>().join(", ");
+                // Also where nothing is set.
+                let set = set.collect::<String>();
+                let set = set
+                    .strip_prefix(", ")
+                    .map_or(format!("{first} = {first}"), str::to_owned);
                 let name = qualified(&spec(table).name);
-                format!("UPDATE {name} SET {set} WHERE {};", condition(spec(table), key))
+                format!("UPDATE {name} SET {set} WHERE {};", one_row(spec(table), key))
             }
             Statement::Delete { table, key } => {
                 let name = qualified(&spec(table).name);
-                format!("DELETE FROM {name} WHERE {};", condition(spec(table), key))
+                format!("DELETE FROM {name} WHERE {};", one_row(spec(table), key))
             }
             Statement::Truncate(tables) => {
                 let names: Vec<String> = tables.iter().map(|table| qualified(&spec(table).name)).collect();
@@ -107,23 +112,28 @@ impl PgSourceHarness {
     }
 }
 
-fn job(number: u32) -> JobNames {
-    let name = format!("conformance_{number}");
+/// Slots have names of their own in the whole cluster.
+fn job(database: &str, number: u32) -> JobNames {
+    let name = format!("{database}_{number}");
     JobNames {
         slot: format!("cdc_sync_{name}"),
         job: name,
     }
 }
 
-fn condition(spec: &TableSpec, key: &[(usize, ModelValue)]) -> String {
+/// The condition for one of the rows that have these values, to the byte.
+fn one_row(spec: &TableSpec, key: &[(usize, ModelValue)]) -> String {
     let terms = key.iter().map(|(column, value)| {
         let name = names(spec, &[*column]);
-        match value {
-            Some(_) => format!("{name} = {}", literal(value)),
-            None => format!("{name} IS NULL"),
+        match (value, &spec.columns[*column].data_type) {
+            (None, _) => format!("{name} IS NULL"),
+            (Some(_), DataType::Text) => format!("{name}::text COLLATE \"C\" = {}", literal(value)),
+            (Some(_), _) => format!("{name} = {}", literal(value)),
         }
     });
-    terms.collect::<Vec<_>>().join(" AND ")
+    let condition = terms.collect::<Vec<_>>().join(" AND ");
+    let table = qualified(&spec.name);
+    format!("ctid = (SELECT ctid FROM {table} WHERE {condition} LIMIT 1)")
 }
 
 fn replica_identity(table: &SourceTable) -> String {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use cdc_core::testing::{ColumnSpec, ModelDatabase, ModelValue, TableSpec};
 use cdc_core::{DataType, TableName};
+use testbed::PgCluster;
 
 /// The schema of the tests' own objects.
 pub(crate) const OWN: &str = "harness";
@@ -19,6 +20,15 @@ pub(crate) enum Folding {
 }
 
 impl Folding {
+    /// The oldest server has it by type and the others by collation, so that both are tried.
+    pub(crate) fn of(cluster: &PgCluster) -> Folding {
+        if cluster.major() == 12 {
+            Folding::Type
+        } else {
+            Folding::Collation
+        }
+    }
+
     /// What the tables of the models need; run once in a database.
     pub(crate) fn prerequisites(self) -> String {
         let own = match self {
