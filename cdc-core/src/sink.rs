@@ -48,7 +48,8 @@ pub struct Applied {
 /// Contract: `begin`, then any number of `apply`, then `commit` or `rollback`. Every target transaction first
 /// takes the shared fence lock of its epoch. Data and checkpoint become durable together or not at all.
 pub trait Sink: Send {
-    /// Opens a target transaction and takes the fence.
+    /// Opens a target transaction and takes the fence. A sink may send both with the first `apply` or
+    /// `commit`, to save a round trip; then that call reports what this one would have.
     ///
     /// # Errors
     /// [`crate::Kind::Fenced`] when another instance has raised the epoch.
@@ -64,8 +65,8 @@ pub trait Sink: Send {
     /// delete is missing or a row to insert exists; [`crate::Kind::Data`] when a value is refused.
     fn apply<'a>(&'a mut self, plan: &'a ApplyPlan) -> BoxFuture<'a, Applied>;
 
-    /// Writes the checkpoint and commits. A checkpoint write that hits no row is an error inside the
-    /// transaction.
+    /// Writes the checkpoint over that of the group before and commits. A write that does not find it, because
+    /// there is none or it is of another group, is an error inside the transaction.
     ///
     /// # Errors
     /// When the transaction did not commit for certain; a doubtful end is [`CommitOutcome::Unknown`].

@@ -1,8 +1,10 @@
 //! The suites, run by the sink and the sources in memory.
 
 use cdc_core::model::TxnKind;
-use cdc_core::testing::conformance::{MemorySinkHarness, sink_suite, source_suite};
-use cdc_core::testing::{CellFormat, MemoryLog, SourceDatabase};
+use cdc_core::testing::conformance::{MemorySinkHarness, read_history, sink_suite, source_suite};
+use cdc_core::testing::{
+    CellFormat, History, HistoryOptions, MemoryLog, Rng, SourceDatabase, random_actions,
+};
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
@@ -41,5 +43,21 @@ fn the_memory_net_windows_keep_the_contract() {
         let source = SourceDatabase::new(Vec::new());
         let mut log = MemoryLog::new(source, TxnKind::NetWindow, CellFormat::text(), seed);
         block_on(source_suite(&mut log)).expect("the suite runs");
+    }
+}
+
+#[test]
+fn histories_are_read_as_they_happened() {
+    for (kind, options) in [
+        (TxnKind::Log, HistoryOptions::ALL),
+        (TxnKind::NetWindow, HistoryOptions::WINDOWS),
+    ] {
+        for seed in 0..50 {
+            let history = History::new(seed, options, &random_actions(&mut Rng::new(seed), 12, 8));
+            let source = SourceDatabase::new(Vec::new());
+            let mut log = MemoryLog::new(source, kind, CellFormat::canonical(), seed);
+            let read = block_on(read_history(&mut log, &history)).expect("the history is read");
+            assert!(kind == TxnKind::NetWindow || read.skipped == 0, "{read:?}");
+        }
     }
 }

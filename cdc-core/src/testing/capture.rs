@@ -1,5 +1,6 @@
 //! A source database: runs statements on a model and captures what its log says of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::change::{OldImage, SourceCell, SourceChange, SourceTxn};
@@ -120,14 +121,25 @@ pub enum Statement {
     Truncate(Vec<usize>),
 }
 
+/// A point of an open transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Savepoint {
+    model: usize,
+    changes: usize,
+    statements: usize,
+}
+
 /// A source with its log and, for oracles, its contents after every transaction.
 #[derive(Debug, Clone)]
 pub struct SourceDatabase {
     model: ModelDatabase,
     tables: Vec<SourceTable>,
     txns: Vec<SourceTxn>,
+    /// for each transaction what was executed
+    statements: Vec<Vec<Statement>>,
     states: Vec<Contents>,
     pending: Vec<SourceChange>,
+    pending_statements: Vec<Statement>,
     next_offset: u64,
 }
 
@@ -140,7 +152,9 @@ impl SourceDatabase {
             model,
             tables,
             txns: Vec::new(),
+            statements: Vec::new(),
             pending: Vec::new(),
+            pending_statements: Vec::new(),
             next_offset: OFFSET_STEP,
         }
     }
@@ -165,6 +179,12 @@ impl SourceDatabase {
         &self.txns
     }
 
+    /// The statements of each committed transaction, rolled back work left out: their keys are the whole rows,
+    /// and they set each column once.
+    pub fn statements(&self) -> &[Vec<Statement>] {
+        &self.statements
+    }
+
     /// Its contents after `txns` transactions.
     pub fn state(&self, txns: usize) -> Option<&Contents> {
         self.states.get(txns)
@@ -175,14 +195,18 @@ impl SourceDatabase {
     /// # Errors
     /// When a constraint objects or the key names no row; the transaction is as before then.
     pub fn execute(&mut self, statement: &Statement) -> Result<(), Violation> {
-        let change = match statement {
+        let mut executed = statement.clone();
+        let change = match &mut executed {
             Statement::Insert { table, row } => self.insert(*table, row)?,
             Statement::Update { table, key, set } => {
                 let id = self.locate(*table, key)?;
+                *key = self.whole_row(*table, id)?;
+                *set = last_of_each(set);
                 self.update(*table, id, set)?
             }
             Statement::Delete { table, key } => {
                 let id = self.locate(*table, key)?;
+                *key = self.whole_row(*table, id)?;
                 self.delete(*table, id)?
             }
             Statement::Truncate(tables) => {
@@ -195,18 +219,24 @@ impl SourceDatabase {
             }
         };
         self.pending.push(change);
+        self.pending_statements.push(executed);
         Ok(())
     }
 
     /// A point of the open transaction to return to.
-    pub fn savepoint(&self) -> (usize, usize) {
-        (self.model.savepoint(), self.pending.len())
+    pub fn savepoint(&self) -> Savepoint {
+        Savepoint {
+            model: self.model.savepoint(),
+            changes: self.pending.len(),
+            statements: self.pending_statements.len(),
+        }
     }
 
     /// Takes back everything since a savepoint; the log knows nothing of it.
-    pub fn roll_back_to(&mut self, savepoint: (usize, usize)) {
-        self.model.roll_back_to(savepoint.0);
-        self.pending.truncate(savepoint.1);
+    pub fn roll_back_to(&mut self, savepoint: Savepoint) {
+        self.model.roll_back_to(savepoint.model);
+        self.pending.truncate(savepoint.changes);
+        self.pending_statements.truncate(savepoint.statements);
     }
 
     /// Adds a message to the open transaction.
@@ -228,6 +258,7 @@ impl SourceDatabase {
             commit_time_micros,
             changes: std::mem::take(&mut self.pending),
         });
+        self.statements.push(std::mem::take(&mut self.pending_statements));
         self.states.push(self.model.contents());
         offset
     }
@@ -248,7 +279,9 @@ impl SourceDatabase {
     pub fn forget_log(&mut self) {
         self.model.commit();
         self.pending.clear();
+        self.pending_statements.clear();
         self.txns.clear();
+        self.statements.clear();
         self.states = vec![self.model.contents()];
     }
 
@@ -266,6 +299,11 @@ impl SourceDatabase {
         let name = self.name(table)?;
         let found = self.model.find(&name, key);
         found.first().copied().ok_or(Violation::Missing { table: name })
+    }
+
+    fn whole_row(&self, table: usize, id: RowId) -> Result<Vec<(usize, ModelValue)>, Violation> {
+        let row = self.row(&self.name(table)?, id)?;
+        Ok(row.into_iter().enumerate().collect())
     }
 
     fn insert(&mut self, table: usize, row: &ModelRow) -> Result<SourceChange, Violation> {
@@ -373,6 +411,12 @@ impl SourceTable {
         }
         whole(new)
     }
+}
+
+/// What remains of assignments of which a later one overwrites an earlier one.
+fn last_of_each(set: &[(usize, ModelValue)]) -> Vec<(usize, ModelValue)> {
+    let assignments: BTreeMap<usize, ModelValue> = set.iter().cloned().collect();
+    assignments.into_iter().collect()
 }
 
 fn whole(value: &ModelValue) -> SourceCell {

@@ -27,7 +27,7 @@ pub struct HistoryOptions {
     pub extra_columns: bool,
     /// columns that the target computes
     pub generated: bool,
-    /// triggers on the target, and targets without keys or marked as ordered
+    /// triggers on the target, and targets without keys, without primary keys or marked as ordered
     pub odd_targets: bool,
     /// foreign keys checked on the target
     pub foreign_keys_checked: bool,
@@ -285,6 +285,10 @@ fn target_database(
             if rng.percent(8) {
                 spec.keys.clear();
             }
+            // What is left may hold NULL, and then locates no row.
+            if rng.percent(10) {
+                spec.keys.retain(|key| !key.primary);
+            }
             if rng.percent(8) {
                 marked.push(spec.name.clone());
             }
@@ -302,9 +306,15 @@ fn target_database(
             let mut values: Vec<(usize, ModelValue)> = (order.iter().enumerate())
                 .filter_map(|(place, original)| Some((place, row.get(*original)?.clone())))
                 .collect();
-            // What only the target knows must survive.
+            // What only the target knows must survive. Not where rows may be equal in all that the source knows: which
+            // of them a change hits is the server's choice.
+            let told_apart = source
+                .model()
+                .spec(&spec.name)
+                .is_some_and(|spec| !spec.keys.is_empty());
             if let Some(extra) = order.iter().position(|original| *original >= row.len())
                 && rng.percent(60)
+                && told_apart
             {
                 values.push((extra, Some(format!("local {id}").into_bytes())));
             }
@@ -373,7 +383,7 @@ impl<'a> Script<'a> {
     fn act(&mut self, action: Action) {
         let table = usize::from(action.table) % self.source.tables().len();
         let mut rng = Rng::new(u64::from(action.value));
-        match action.kind % 20 {
+        match action.kind % 22 {
             0..=5 => {
                 self.insert(table, &mut rng);
             }
@@ -388,7 +398,10 @@ impl<'a> Script<'a> {
             16 if self.options.truncate && rng.percent(40) => self.truncate(table),
             16 | 17 => self.roll_back_some(table, action.row, &mut rng),
             18 => self.grow(table, action.row, &mut rng),
+            20 => self.sweep(table, &mut rng),
+            21 => self.clear(table, &mut rng),
             _ if rng.percent(10) => self.source.message(),
+            _ if self.spec(table).is_some_and(|spec| spec.keys.is_empty()) => self.repeat(table, action.row),
             _ => self.touch(table, action.row),
         }
     }
@@ -562,6 +575,42 @@ impl<'a> Script<'a> {
         if let Some(Some(text)) = row.get(column) {
             let longer = [text.as_slice(), b"+", &[b'a' + rng.below(26) as u8]].concat();
             self.set(table, &row, vec![(column, Some(longer))]);
+        }
+    }
+
+    /// One statement that changes every row.
+    fn sweep(&mut self, table: usize, rng: &mut Rng) {
+        let set = self.random_set(table, rng, false);
+        for row in self.all_rows(table) {
+            self.set(table, &row, set.clone());
+        }
+    }
+
+    /// One statement that deletes most rows, and perhaps one that brings others.
+    fn clear(&mut self, table: usize, rng: &mut Rng) {
+        for row in self.all_rows(table) {
+            if rng.percent(70) {
+                self.execute(&Statement::Delete {
+                    table,
+                    key: whole_row(&row),
+                });
+            }
+        }
+        for _ in 0..rng.below(8) {
+            self.insert(table, rng);
+        }
+    }
+
+    fn all_rows(&self, table: usize) -> Vec<ModelRow> {
+        let name = self.spec(table).map(|spec| &spec.name);
+        let rows = name.into_iter().flat_map(|name| self.source.model().rows(name));
+        rows.map(|(_, row)| row.clone()).collect()
+    }
+
+    /// A second row that is the same.
+    fn repeat(&mut self, table: usize, row: u8) {
+        if let Some(row) = self.row(table, row) {
+            self.execute(&Statement::Insert { table, row });
         }
     }
 

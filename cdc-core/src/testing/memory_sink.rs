@@ -314,10 +314,11 @@ impl MemorySink {
             Some(Fault::Commit { .. } | Fault::CommitUnknown { committed: false, .. })
         );
         if goes_through {
-            let Some(stored) = server.checkpoints.get_mut(&checkpoint.stream) else {
+            let stored = server.checkpoints.get_mut(&checkpoint.stream);
+            let Some(stored) = stored.filter(|stored| stored.groups + 1 == checkpoint.groups) else {
                 server.roll_back();
                 return Err(
-                    Error::new(Kind::Data, "the checkpoint to be written is not there")
+                    Error::new(Kind::Fenced, "the checkpoint to be followed is not there")
                         .object(format!("stream {}", checkpoint.stream)),
                 );
             };

@@ -29,7 +29,7 @@ mod schema;
 mod text;
 mod windows;
 
-pub use capture::{Capture, OldImages, SourceDatabase, SourceTable, Statement};
+pub use capture::{Capture, OldImages, Savepoint, SourceDatabase, SourceTable, Statement};
 pub use change::{OldImage, SourceCell, SourceChange, SourceTxn, batch_of, push_change};
 pub use history::{Action, History, HistoryOptions, random_actions};
 pub use memory_sink::{Fault, MemorySink, MemoryTarget};

@@ -71,6 +71,22 @@ pub struct AuditEntry {
     pub new: Option<ModelRow>,
 }
 
+impl fmt::Display for AuditEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |row: &Option<ModelRow>| {
+            let texts = row.as_ref().map(|row| {
+                let texts = row.iter().map(|value| match value {
+                    Some(text) => format!("{:?}", String::from_utf8_lossy(text)),
+                    None => "NULL".to_owned(),
+                });
+                texts.collect::<Vec<_>>().join(", ")
+            });
+            format!("({})", texts.unwrap_or_default())
+        };
+        write!(f, "{}: {} -> {}", self.table, shown(&self.old), shown(&self.new))
+    }
+}
+
 /// Tables with rows.
 #[derive(Debug, Clone)]
 pub struct ModelDatabase {

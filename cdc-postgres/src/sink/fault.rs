@@ -27,7 +27,15 @@ pub(super) fn explain(failure: Failure, plan: &ApplyPlan, tables: &Tables, strea
         } => miscount(subject, plan, expected, affected),
         Failure::Server { subject, error, .. } => match subject {
             Some(Subject::Set { table, .. }) => refused_set(error, &table_name(plan, table)),
-            Some(Subject::Row(row)) if row.of_set => refused_set(error, &row_name(plan, row)),
+            Some(Subject::Row(row)) if row.of_set => {
+                // What is redone in order is the table: the pipeline knows it by its name alone.
+                let object = if depends_on_order(&error) {
+                    table_name(plan, row.table)
+                } else {
+                    row_name(plan, row)
+                };
+                refused_set(error, &object)
+            }
             Some(Subject::Row(row)) => refused_row(error, plan, tables, row),
             Some(Subject::Truncate { step }) => refused_truncate(error, plan, step),
             Some(Subject::Fence | Subject::Checkpoint | Subject::Session) | None => explained(error, stream),

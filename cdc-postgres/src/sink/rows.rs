@@ -157,7 +157,8 @@ impl<'p> Rows<'p> {
     }
 }
 
-/// The statement for a change, and the columns it writes; `None` when it changes nothing that is written.
+/// The statement for a change, and the columns it writes. An update of nothing that is written still has to find its
+/// row, and triggers see it; `None` when the table has no column that an update may name.
 fn choose(table: &Bound, event: &ChangeEvent<'_>, columns: &mut Vec<usize>) -> Result<Option<Verb>> {
     let written = &table.planned.written;
     columns.clear();
@@ -188,7 +189,7 @@ fn choose(table: &Bound, event: &ChangeEvent<'_>, columns: &mut Vec<usize>) -> R
                 }
                 columns.push(column);
             }
-            Ok((!columns.is_empty()).then_some(verb))
+            Ok((!columns.is_empty() || table.touchable().is_some()).then_some(verb))
         }
         Op::Truncate | Op::Message => Err(Error::bug(format!("{:?} as an ordered row", event.op()))),
     }

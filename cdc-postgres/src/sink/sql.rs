@@ -17,7 +17,7 @@ use crate::catalog::qualified;
 pub(super) enum Verb {
     /// inserts a row
     Insert,
-    /// sets columns of a row
+    /// sets columns of a row; without columns, sets one to what it is
     Update,
     /// removes a row
     Delete,
@@ -52,9 +52,12 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
             format!("{insert} {}", on_conflict(table, columns)?)
         }
         Verb::Update => {
-            let set = list(columns.iter().enumerate(), |(place, column)| {
-                Ok(format!("{} = ${}", table.column(*column)?.quoted, place + 1))
-            })?;
+            let set = match table.touchable().filter(|_| columns.is_empty()) {
+                Some(facts) => format!("{0} = {0}", facts.quoted),
+                None => list(columns.iter().enumerate(), |(place, column)| {
+                    Ok(format!("{} = ${}", table.column(*column)?.quoted, place + 1))
+                })?,
+            };
             format!(
                 "UPDATE ONLY {name} SET {set} WHERE {}",
                 row_condition(table, locate, columns.len())?

@@ -74,6 +74,12 @@ impl Bound {
             })
     }
 
+    /// A column that an UPDATE may set to what it is.
+    pub(super) fn touchable(&self) -> Option<&ColumnFacts> {
+        let mut columns = self.columns.iter();
+        columns.find(|facts| !facts.generated && !facts.identity_always)
+    }
+
     /// The table's name, for messages.
     pub(super) fn name(&self) -> String {
         self.planned.target.name.to_string()

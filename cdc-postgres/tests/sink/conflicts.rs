@@ -97,16 +97,20 @@ fn a_set_that_meets_a_unique_violation_is_to_be_planned_in_order() {
             target.apply(group, PlanMode::Ordered).await.unwrap();
         }
         assert_eq!(target.sql("SELECT count(*) FROM t WHERE u = 'u' || id"), "10");
-        let mut inserts = Changes::new();
-        for n in 10..20 {
-            let id = n.to_string();
-            inserts = inserts.insert(&t, &[(&id).into(), Of::Null, Of::Null, Of::Null]);
+        // By COPY, and as single statements.
+        for rows in [10, 1] {
+            let mut inserts = Changes::new();
+            for n in 10..10 + rows {
+                let id = n.to_string();
+                inserts = inserts.insert(&t, &[(&id).into(), Of::Null, Of::Null, Of::Null]);
+            }
+            let error = refused(&mut target, inserts.group(), PlanMode::Net).await;
+            assert_eq!(
+                (error.what_to_do(), error.object_name()),
+                (Action::Conflict, Some("public.t")),
+                "{rows} rows"
+            );
         }
-        let error = refused(&mut target, inserts.group(), PlanMode::Net).await;
-        assert_eq!(
-            (error.what_to_do(), error.object_name()),
-            (Action::Conflict, Some("public.t"))
-        );
     });
 }
 

@@ -8,6 +8,7 @@ mod keyless;
 mod sets;
 mod state;
 mod target;
+mod touches;
 mod values;
 
 use std::sync::OnceLock;

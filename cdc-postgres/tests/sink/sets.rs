@@ -117,14 +117,17 @@ fn net_windows_upsert_and_delete_what_may_be_missing() {
     });
 }
 
+/// A net change of nothing is none; in order the row is touched.
 #[test]
-fn an_update_of_nothing_is_no_statement() {
+fn an_update_of_nothing_is_no_net_change() {
     on_each("nothing", KEYED, async |mut target| {
         let t = table("t", &["*id", "a", "b"], Identity::Key);
+        target.sql("INSERT INTO t VALUES (1, 7, 'here')");
         let changes = || Changes::new().update(&t, &["1".into(), Of::Unchanged, Of::Unchanged]);
-        for mode in [PlanMode::Net, PlanMode::Ordered] {
-            assert_eq!(target.apply(changes().group(), mode).await.unwrap(), 0);
+        for (mode, rows) in [(PlanMode::Net, 0), (PlanMode::Ordered, 1)] {
+            assert_eq!(target.apply(changes().group(), mode).await.unwrap(), rows);
         }
+        assert_eq!(target.sql("TABLE t"), "1|7|here");
     });
 }
 

@@ -19,6 +19,8 @@ use crate::testing::{
 pub struct MemorySinkHarness {
     /// the target that was prepared last
     pub target: MemoryTarget,
+    /// what its triggers saw while it was prepared
+    loaded: usize,
     /// seeds what the server chooses by chance
     seed: u64,
     /// the format of the changes it is given
@@ -30,6 +32,7 @@ impl MemorySinkHarness {
     pub fn new(format: CellFormat, seed: u64) -> Self {
         Self {
             target: MemoryTarget::empty([]),
+            loaded: 0,
             seed,
             format,
         }
@@ -43,6 +46,7 @@ impl SinkHarness for MemorySinkHarness {
         first: &'a Checkpoint,
     ) -> BoxFuture<'a, Arc<TargetCatalog>> {
         self.target = MemoryTarget::new(db.clone(), self.seed);
+        self.loaded = db.audit().len();
         self.target.start_stream(first.clone());
         Box::pin(async { Ok(self.target.catalog()) })
     }
@@ -67,8 +71,8 @@ impl SinkHarness for MemorySinkHarness {
         Box::pin(async { Ok(self.target.contents()) })
     }
 
-    fn audit(&self) -> Option<Vec<AuditEntry>> {
-        Some(self.target.audit())
+    fn audit(&self) -> BoxFuture<'_, Option<Vec<AuditEntry>>> {
+        Box::pin(async { Ok(self.target.audit().get(self.loaded..).map(<[_]>::to_vec)) })
     }
 }
 

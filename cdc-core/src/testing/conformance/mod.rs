@@ -1,16 +1,18 @@
 //! What every source and every sink must do, whatever the database behind it.
 //!
 //! A database product implements [`SinkHarness`] or [`SourceHarness`] for a test server and runs
-//! [`sink_suite`] or [`source_suite`], and [`apply_log`] and [`apply_windows`] with as many histories as it
-//! likes. The suites panic with what they found; they set no deadlines, which belong around them.
+//! [`sink_suite`] or [`source_suite`], and [`apply_log`], [`apply_windows`] or [`read_history`] with as many
+//! histories as it likes. The suites panic with what they found; they set no deadlines, which belong around them.
 
 mod histories;
 mod memory;
+mod reading;
 mod sink;
 mod source;
 
 pub use histories::{HistoryRun, apply_log, apply_windows};
 pub use memory::MemorySinkHarness;
+pub use reading::{HistoryRead, read_history};
 pub use sink::{SinkHarness, sink_suite};
 pub use source::{SourceHarness, source_suite};
 
@@ -20,8 +22,8 @@ use crate::sink::Checkpoint;
 /// The stream that the suites apply.
 const STREAM: &str = "conformance";
 
-/// A checkpoint at `position`.
-fn checkpoint(position: &str, changes: ChangeCounts) -> Checkpoint {
+/// The checkpoint at `position` after `groups` groups.
+fn checkpoint(position: &str, groups: u64, changes: ChangeCounts) -> Checkpoint {
     Checkpoint {
         stream: STREAM.into(),
         source: SourceIdentity {
@@ -32,7 +34,7 @@ fn checkpoint(position: &str, changes: ChangeCounts) -> Checkpoint {
         },
         position: Position::new(position),
         commit_time_micros: 0,
-        groups: 0,
+        groups,
         transactions: 0,
         changes,
     }

@@ -42,9 +42,9 @@ pub trait SinkHarness: Send {
     /// All rows of the tables of [`SinkHarness::prepare`], columns in their order, values as text.
     fn contents(&self) -> BoxFuture<'_, Contents>;
 
-    /// What triggers saw, where the harness can tell.
-    fn audit(&self) -> Option<Vec<AuditEntry>> {
-        None
+    /// What triggers saw since [`SinkHarness::prepare`], where the harness can tell.
+    fn audit(&self) -> BoxFuture<'_, Option<Vec<AuditEntry>>> {
+        Box::pin(async { Ok(None) })
     }
 }
 
@@ -65,6 +65,7 @@ pub async fn sink_suite(harness: &mut dyn SinkHarness) -> Result<()> {
     truncate_empties(harness).await?;
     windows_need_no_existing_rows(harness).await?;
     a_checkpoint_must_exist(harness).await?;
+    a_checkpoint_follows_the_one_before(harness).await?;
     the_fence_keeps_old_epochs_out(harness).await?;
     taking_over_waits_for_the_open_transaction(harness).await
 }
@@ -76,6 +77,7 @@ struct Stage {
     format: CellFormat,
     sink: Box<dyn Sink>,
     epoch: i64,
+    groups: u64,
 }
 
 fn items() -> TableSpec {
@@ -147,7 +149,7 @@ impl Stage {
         }
         db.commit();
         let catalog = harness
-            .prepare(&db, &checkpoint("0", ChangeCounts::default()))
+            .prepare(&db, &checkpoint("0", 0, ChangeCounts::default()))
             .await?;
         let epoch = harness.raise_epoch(STREAM).await?;
         Ok(Self {
@@ -156,6 +158,7 @@ impl Stage {
             format: harness.format(),
             sink: harness.sink(STREAM, epoch).await?,
             epoch,
+            groups: 0,
         })
     }
 
@@ -179,6 +182,29 @@ impl Stage {
         self.plan(TxnKind::Log, PlanMode::Net, changes)
     }
 
+    /// Tries to apply and commit as an instance that another one has taken over from.
+    async fn expect_fenced(&mut self) -> Result<()> {
+        let late = self.net(&[insert(&row(99, 99, "too late"))])?;
+        for plan in [Some(&late), None] {
+            let error = self.try_late(plan).await.err();
+            self.sink.rollback().await?;
+            assert_eq!(
+                error.as_ref().map(Error::kind),
+                Some(Kind::Fenced),
+                "an older epoch: {error:?}"
+            );
+        }
+        Ok(())
+    }
+
+    async fn try_late(&mut self, plan: Option<&ApplyPlan>) -> Result<()> {
+        self.sink.begin().await?;
+        if let Some(plan) = plan {
+            self.sink.apply(plan).await?;
+        }
+        self.commit("too late").await
+    }
+
     async fn commit(&mut self, position: &str) -> Result<()> {
         let counts = ChangeCounts {
             read: 5,
@@ -186,8 +212,9 @@ impl Stage {
             coalesced: 2,
             ..ChangeCounts::default()
         };
-        let outcome = self.sink.commit(&checkpoint(position, counts)).await?;
-        assert_eq!(outcome, CommitOutcome::Done);
+        let next = checkpoint(position, self.groups + 1, counts);
+        assert_eq!(self.sink.commit(&next).await?, CommitOutcome::Done);
+        self.groups += 1;
         Ok(())
     }
 }
@@ -383,7 +410,7 @@ async fn a_checkpoint_must_exist(harness: &mut dyn SinkHarness) -> Result<()> {
     stage.sink.apply(&plan).await?;
     let unknown = Checkpoint {
         stream: "another stream".into(),
-        ..checkpoint("1", ChangeCounts::default())
+        ..checkpoint("1", 1, ChangeCounts::default())
     };
     let outcome = stage.sink.commit(&unknown).await;
     assert!(outcome.is_err(), "a checkpoint that hits no row: {outcome:?}");
@@ -391,15 +418,35 @@ async fn a_checkpoint_must_exist(harness: &mut dyn SinkHarness) -> Result<()> {
     expect(harness, "0", &[]).await
 }
 
+async fn a_checkpoint_follows_the_one_before(harness: &mut dyn SinkHarness) -> Result<()> {
+    let mut stage = Stage::new(harness, &[]).await?;
+    let plan = stage.net(&[insert(&row(1, 1, "one"))])?;
+    stage.sink.begin().await?;
+    stage.sink.apply(&plan).await?;
+    stage.commit("1").await?;
+    let plan = stage.net(&[insert(&row(2, 2, "two"))])?;
+    for groups in [0, 1, 3] {
+        stage.sink.begin().await?;
+        stage.sink.apply(&plan).await?;
+        let next = checkpoint("2", groups, ChangeCounts::default());
+        let outcome = stage.sink.commit(&next).await;
+        assert!(outcome.is_err(), "group {groups} after group 1: {outcome:?}");
+        stage.sink.rollback().await?;
+    }
+    expect(harness, "1", &[row(1, 1, "one")]).await
+}
+
 async fn the_fence_keeps_old_epochs_out(harness: &mut dyn SinkHarness) -> Result<()> {
     let mut stage = Stage::new(harness, &[]).await?;
     let newer = harness.raise_epoch(STREAM).await?;
     assert!(newer > stage.epoch, "epochs grow");
-    let error = stage.sink.begin().await.err();
-    assert_eq!(error.map(|error| error.kind()), Some(Kind::Fenced));
+    stage.expect_fenced().await?;
     let mut sink = harness.sink(STREAM, newer).await?;
+    let plan = stage.net(&[insert(&row(1, 1, "one"))])?;
     sink.begin().await?;
-    sink.rollback().await
+    sink.apply(&plan).await?;
+    sink.rollback().await?;
+    expect(harness, "0", &[]).await
 }
 
 async fn taking_over_waits_for_the_open_transaction(harness: &mut dyn SinkHarness) -> Result<()> {
@@ -429,7 +476,6 @@ async fn taking_over_waits_for_the_open_transaction(harness: &mut dyn SinkHarnes
     };
     expect(harness, "1", &[row(1, 1, "one")]).await?;
     assert!(newer > stage.epoch);
-    let error = stage.sink.begin().await.err();
-    assert_eq!(error.map(|error| error.kind()), Some(Kind::Fenced));
-    Ok(())
+    stage.expect_fenced().await?;
+    expect(harness, "1", &[row(1, 1, "one")]).await
 }

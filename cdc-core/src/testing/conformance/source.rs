@@ -1,13 +1,12 @@
 //! The suite for sources.
 
+use super::reading::{Reading, signals, text};
 use crate::BoxFuture;
-use crate::batch::Batch;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Position, TableName};
-use crate::source::{Decoder, PositionTracker, RawChunk, Source, StreamStart};
+use crate::source::{Source, StreamStart};
 use crate::testing::{
     ColumnSpec, Contents, ModelDatabase, ModelRow, SourceDatabase, SourceTable, Statement, TableSpec,
-    apply_event,
 };
 
 /// A source database that the suite may use at will.
@@ -63,16 +62,7 @@ fn tables() -> Vec<SourceTable> {
         ],
     )
     .primary_key([0, 1]);
-    let signals = TableSpec::new(
-        TableName::new("conformance", "source_signals"),
-        vec![ColumnSpec::int("id").not_null()],
-    )
-    .primary_key([0]);
-    vec![SourceTable::new(items), SourceTable::new(signals)]
-}
-
-fn text(value: impl ToString) -> Option<Vec<u8>> {
-    Some(value.to_string().into_bytes())
+    vec![SourceTable::new(items), signals()]
 }
 
 fn item(id: u32, part: &str, note: Option<&str>) -> ModelRow {
@@ -91,10 +81,7 @@ fn insert(id: u32, part: &str, note: Option<&str>) -> Statement {
 }
 
 fn signal(id: u32) -> Vec<Statement> {
-    vec![Statement::Insert {
-        table: 1,
-        row: vec![text(id)],
-    }]
+    super::reading::signal(1, id)
 }
 
 /// Transactions with every kind of statement; the last is a signal.
@@ -133,77 +120,6 @@ fn workload() -> Vec<Vec<Statement>> {
         }],
         signal(1),
     ]
-}
-
-/// A stream being read, with a model that its transactions are applied to.
-struct Reading {
-    source: Box<dyn Source>,
-    decoder: Box<dyn Decoder>,
-    tracker: Box<dyn PositionTracker>,
-    model: ModelDatabase,
-    idle: Vec<Position>,
-    /// whether the newest transaction has not ended
-    open: bool,
-    /// after every transaction: position and contents
-    borders: Vec<(Position, ModelDatabase)>,
-}
-
-impl Reading {
-    async fn start(
-        harness: &mut dyn SourceHarness,
-        start: &StreamStart,
-        model: ModelDatabase,
-    ) -> Result<Self> {
-        let mut source = harness.source().await?;
-        let decoder = source.open(start).await?;
-        Ok(Self {
-            tracker: decoder.tracker(),
-            decoder,
-            source,
-            model,
-            idle: Vec::new(),
-            open: false,
-            borders: Vec::new(),
-        })
-    }
-
-    /// Reads on until `done` says so and the transaction at hand has ended.
-    async fn until(&mut self, done: impl Fn(&Self) -> bool) -> Result<()> {
-        while self.open || !done(self) {
-            let mut chunk = RawChunk::default();
-            self.source.read(&mut chunk).await?;
-            let mut batch = Batch::new();
-            self.decoder.decode(&chunk, &mut batch)?;
-            batch.verify()?;
-            self.take(&batch)?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, batch: &Batch) -> Result<()> {
-        for txn in batch.txns() {
-            let rows = txn.rows.start as usize..txn.rows.end as usize;
-            for event in rows.filter_map(|row| batch.event(row)) {
-                apply_event(&mut self.model, &event)
-                    .map_err(|violation| Error::bug(format!("a change that cannot be: {violation}")))?;
-            }
-            self.open = !txn.last;
-            if txn.last {
-                self.tracker.fold(txn)?;
-                self.borders.push((self.tracker.position(), self.model.clone()));
-            }
-        }
-        if let Some(idle) = batch.idle() {
-            self.tracker.advance(idle)?;
-            self.idle.push(idle.clone());
-        }
-        Ok(())
-    }
-
-    fn has_signal(&self, id: u32) -> bool {
-        let signals = TableName::new("conformance", "source_signals");
-        !self.model.find(&signals, &[(0, text(id))]).is_empty()
-    }
 }
 
 fn empty() -> ModelDatabase {
@@ -267,16 +183,11 @@ async fn idle_positions_come_and_resume(harness: &mut dyn SourceHarness) -> Resu
     run(harness, &[signal(1)]).await?;
     harness.idle().await?;
     let mut reading = Reading::start(harness, &start, empty()).await?;
+    // A log may tell positions before the transaction too, and let it be followed by empty ones.
     reading
-        .until(|reading| reading.has_signal(1) && !reading.idle.is_empty())
+        .until(|reading| reading.is_beyond_signal(1) && !reading.idle.is_empty())
         .await?;
-    let after = reading.borders.last().map(|(position, _)| position.clone());
     let position = reading.tracker.position();
-    assert_ne!(
-        Some(&position),
-        after.as_ref(),
-        "an idle position is beyond the last transaction"
-    );
     reading.source.close().await?;
     run(harness, &[signal(2)]).await?;
     let from = StreamStart {
