@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::model::{Position, TableName, TxnRecord};
+use crate::pipeline::Charge;
 use crate::{BoxFuture, TableSelection};
 
 /// Bytes as they came from the log, whole frames only. The framing belongs to the engine.
@@ -15,6 +16,18 @@ pub struct RawChunk {
     pub bytes: Vec<u8>,
     /// when the last of them arrived
     pub received: Option<Instant>,
+    /// its share of the memory budget
+    pub(crate) charge: Option<Charge>,
+}
+
+impl RawChunk {
+    /// Frames that did not just arrive.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            ..Self::default()
+        }
+    }
 }
 
 /// Where and for what a stream starts.

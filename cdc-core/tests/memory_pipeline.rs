@@ -43,6 +43,8 @@ struct Stream {
     control: Arc<Control>,
     stats: Arc<StreamStats>,
     group_rows: usize,
+    /// a quarter of the memory budget
+    group_bytes: usize,
     restarts: u64,
 }
 
@@ -68,6 +70,7 @@ impl Stream {
             control: Arc::new(Control::new()),
             stats: Arc::new(StreamStats::default()),
             group_rows: 1 + rng.below(30),
+            group_bytes: 1 << (4 + rng.below(16)),
             restarts: 0,
         }
     }
@@ -147,7 +150,7 @@ impl Stream {
             catalog: Arc::clone(&self.catalog),
             config: PipelineConfig {
                 group_rows: self.group_rows,
-                group_bytes: 1 << 20,
+                group_bytes: self.group_bytes,
             },
             control: Arc::clone(&self.control),
             stats: Arc::clone(&self.stats),
@@ -232,6 +235,7 @@ fn windows_through_faults(seeds: std::ops::Range<u64>, options: HistoryOptions, 
         let mut stream = Stream::new(&history, TxnKind::NetWindow, seed);
         if whole {
             stream.group_rows = 10_000;
+            stream.group_bytes = 1 << 20;
         }
         stream.inject(&mut Rng::new(seed));
         stream.run();

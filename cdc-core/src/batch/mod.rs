@@ -26,10 +26,11 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::model::{Position, TableSchema, TxnRecord};
+use crate::pipeline::Charge;
 
 /// Capacity above this many bytes is given back when a batch is cleared, so that one huge row does not pin
 /// memory for ever.
-const RETAINED_SLAB_BYTES: usize = 64 << 20;
+const RETAINED_SLAB_BYTES: usize = 1 << 20;
 
 /// Decoded changes of whole or partial transactions, in commit order. Filled by a decoder, read through
 /// [`ChangeEvent`].
@@ -43,6 +44,7 @@ pub struct Batch {
     pub(crate) truncations: Vec<Truncation>,
     idle: Option<Position>,
     received: Option<Instant>,
+    charge: Option<Charge>,
     generation: u64,
 }
 
@@ -66,6 +68,7 @@ impl Batch {
         self.truncations.clear();
         self.idle = None;
         self.received = None;
+        self.charge = None;
         self.generation += 1;
     }
 
@@ -107,6 +110,16 @@ impl Batch {
     /// Bytes of values held.
     pub fn bytes(&self) -> usize {
         self.slab.len()
+    }
+
+    /// Bytes that the changes occupy: values, cells and row records.
+    pub fn footprint(&self) -> usize {
+        self.slab.len() + size_of_val(self.cells.as_slice()) + size_of_val(self.rows.as_slice())
+    }
+
+    /// Holds a share of the memory budget until the batch is cleared or dropped.
+    pub(crate) fn hold(&mut self, charge: Charge) {
+        self.charge = Some(charge);
     }
 
     /// Whether there is neither a transaction nor an idle position.

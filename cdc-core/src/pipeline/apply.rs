@@ -150,7 +150,8 @@ impl ApplyStage {
             self.commit()?;
         }
         for piece in plan.group.pieces {
-            if let Ok(batch) = Arc::try_unwrap(piece.batch) {
+            if let Ok(mut batch) = Arc::try_unwrap(piece.batch) {
+                batch.clear();
                 let _ = self.recycled.try_send(batch);
             }
         }

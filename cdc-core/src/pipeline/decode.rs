@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::budget::Budget;
 use super::stats::StreamStats;
 use crate::batch::Batch;
 use crate::error::Result;
@@ -15,20 +16,23 @@ pub(super) struct DecodeStage {
     pub(super) chunks: Receiver<RawChunk>,
     pub(super) emptied: Sender<RawChunk>,
     pub(super) batches: Sender<Batch>,
+    /// cleared
     pub(super) recycled: Receiver<Batch>,
+    pub(super) budget: Arc<Budget>,
     pub(super) stats: Arc<StreamStats>,
 }
 
 impl DecodeStage {
     pub(super) fn run(mut self) -> Result<()> {
         let mut seq = TxnSeq::default();
-        while let Ok(chunk) = self.chunks.recv() {
+        while let Ok(mut chunk) = self.chunks.recv() {
             let mut batch = self.recycled.try_recv().unwrap_or_default();
-            batch.clear();
             self.decoder.decode(&chunk, &mut batch)?;
             if let Some(at) = chunk.received {
                 batch.set_received(at);
             }
+            batch.hold(self.budget.charge(batch.footprint()));
+            chunk.charge = None;
             // A full return channel means enough chunks are in circulation.
             let _ = self.emptied.try_send(chunk);
             if cfg!(debug_assertions) {

@@ -120,7 +120,7 @@ impl Grouper {
             let txns = batch.txns();
             let rows = txns[next].rows.start as usize..txns[end - 1].rows.end as usize;
             // A batch's bytes are shared out by rows: exact accounting would need a pass over the cells.
-            self.bytes += batch.bytes() * rows.len() / batch.rows().len().max(1);
+            self.bytes += batch.footprint() * rows.len() / batch.rows().len().max(1);
             self.group.pieces.push(Piece {
                 batch: Arc::clone(batch),
                 txns: next..end,

@@ -18,6 +18,7 @@
 //! - Each thread ends when its input or output is gone; the first error is the session's.
 
 mod apply;
+mod budget;
 mod control;
 mod decode;
 mod gate;
@@ -29,6 +30,7 @@ mod read;
 mod session;
 mod stats;
 
+pub(crate) use budget::Charge;
 pub use control::Control;
 pub use gate::Gate;
 pub use lag::{LagHistogram, LagSummary};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 use tokio::runtime::Runtime;
 
+use super::budget::Budget;
 use super::control::Control;
 use super::session::Durable;
 use crate::error::Result;
@@ -13,6 +14,10 @@ use crate::source::{RawChunk, Source};
 
 /// How long a read or a blocked send lasts before the thread looks around.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the budget is looked at while it is exhausted.
+const ROOM_TICK: Duration = Duration::from_millis(5);
+/// Capacity that an emptied chunk keeps.
+const RETAINED_CHUNK_BYTES: usize = 1 << 20;
 /// The longest silence towards the source.
 const LIVENESS: Duration = Duration::from_secs(2);
 
@@ -25,6 +30,7 @@ pub(super) struct ReadStage {
     pub(super) apply_ended: Receiver<()>,
     pub(super) durable: Arc<Durable>,
     pub(super) control: Arc<Control>,
+    pub(super) budget: Arc<Budget>,
     pub(super) last_confirm: Instant,
     pub(super) confirmed: u64,
 }
@@ -64,8 +70,15 @@ impl ReadStage {
 
     fn read_until_stopped(&mut self) -> Result<()> {
         while !self.control.stopping() {
+            if self.budget.exhausted() {
+                if !self.wait_for_room()? {
+                    return Ok(());
+                }
+                continue;
+            }
             let mut chunk = self.emptied.try_recv().unwrap_or_default();
             chunk.bytes.clear();
+            chunk.bytes.shrink_to(RETAINED_CHUNK_BYTES);
             let Self { runtime, source, .. } = self;
             if let Ok(read) =
                 runtime.block_on(async { tokio::time::timeout(TICK, source.read(&mut chunk)).await })
@@ -84,11 +97,19 @@ impl ReadStage {
                 continue;
             }
             chunk.received.get_or_insert_with(Instant::now);
+            chunk.charge = Some(self.budget.charge(chunk.bytes.len()));
             if !self.send(chunk)? {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Waits a moment for the target to take what is under way; `false` when the apply thread has ended.
+    fn wait_for_room(&mut self) -> Result<bool> {
+        self.confirm_if_due()?;
+        let waited = self.apply_ended.recv_timeout(ROOM_TICK);
+        Ok(waited.is_err_and(|error| error.is_timeout()))
     }
 
     /// Hands a chunk on, confirming on a timer while the channel is full; `false` when nobody takes it.

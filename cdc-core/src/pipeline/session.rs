@@ -8,6 +8,7 @@ use crossbeam_channel::bounded;
 use tokio::runtime::{Builder, Runtime};
 
 use super::apply::ApplyStage;
+use super::budget::Budget;
 use super::control::Control;
 use super::decode::DecodeStage;
 use super::grouper::{GroupLimits, Grouper};
@@ -25,12 +26,16 @@ const CHUNKS: usize = 8;
 /// Batches under way between decoder and planner: with chunks of 256 KiB, 8 MiB.
 const BATCHES: usize = 32;
 
-/// Limits of a pipeline. What is in flight is bounded by `CHUNKS` chunks, `BATCHES` batches and three groups.
+/// The memory budget in groups: one being applied, one planned, one gathered, and what is decoded meanwhile.
+const BUDGET_GROUPS: usize = 4;
+
+/// Limits of a pipeline. What is under way is bounded by four times `group_bytes` plus one chunk, which is one frame
+/// of the log when that is large.
 #[derive(Debug, Clone, Copy)]
 pub struct PipelineConfig {
     /// rows after which a group is applied
     pub group_rows: usize,
-    /// value bytes after which a group is applied
+    /// bytes (values, cells and row records) after which a group is applied
     pub group_bytes: usize,
 }
 
@@ -111,6 +116,9 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let sink_runtime = runtime()?;
     let sink = sink(&sink_runtime)?;
     let decoder = source_runtime.block_on(source.open(&start))?;
+    // Half a group more than the gathered one can hold would do: less, and a group could wait for rows that the
+    // reader does not read.
+    let budget = Budget::new(config.group_bytes.saturating_mul(BUDGET_GROUPS));
     let durable = Arc::new(Durable::default());
     durable.set(checkpoint.position.clone());
 
@@ -157,6 +165,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         emptied: emptied_tx,
         batches: batch_tx,
         recycled: recycled_rx,
+        budget: Arc::clone(&budget),
         stats,
     };
     let read = ReadStage {
@@ -167,6 +176,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         apply_ended: apply_ended_rx,
         durable: Arc::clone(&durable),
         control,
+        budget,
         last_confirm: Instant::now(),
         confirmed: 0,
     };

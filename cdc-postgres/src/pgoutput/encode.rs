@@ -207,10 +207,7 @@ impl Frames {
 
     /// All frames as one chunk.
     pub fn chunk(&self) -> RawChunk {
-        RawChunk {
-            bytes: self.bytes.clone(),
-            received: None,
-        }
+        RawChunk::new(self.bytes.clone())
     }
 
     /// The frames cut into chunks before each of the frames numbered `cuts`, in rising order.
@@ -222,10 +219,9 @@ impl Frames {
         let mut chunks = Vec::new();
         let mut from = 0;
         for to in cuts.iter().map(border).chain([self.bytes.len()]) {
-            chunks.push(RawChunk {
-                bytes: self.bytes.get(from..to).unwrap_or_default().to_vec(),
-                received: None,
-            });
+            chunks.push(RawChunk::new(
+                self.bytes.get(from..to).unwrap_or_default().to_vec(),
+            ));
             from = to;
         }
         chunks

@@ -145,10 +145,7 @@ fn flags_with_an_unknown_meaning_are_refused() {
 fn a_broken_frame_is_an_error() {
     let mut decoder = decoder();
     for bytes in [&b"\x01"[..], b"\x05\0\0\0ab", b"\x01\0\0\0z", b"\0\0\0\0"] {
-        let chunk = RawChunk {
-            bytes: bytes.to_vec(),
-            received: None,
-        };
+        let chunk = RawChunk::new(bytes.to_vec());
         assert_eq!(decode(&mut decoder, &chunk).unwrap_err().kind(), Kind::Protocol);
     }
 }
