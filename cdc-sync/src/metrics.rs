@@ -184,7 +184,7 @@ impl Page {
             changes.coalesced,
         );
         self.gauge(
-            "cdc_sync_group_rows",
+            "cdc_sync_batch_rows",
             "Rows of the newest group.",
             Some(stats.last_group_rows),
         );
