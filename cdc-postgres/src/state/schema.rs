@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS cdc_sync.fence (
     stream text PRIMARY KEY, epoch bigint NOT NULL, owner text NOT NULL, raised_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS cdc_sync.stream (
     stream text PRIMARY KEY, schema_pending boolean NOT NULL, started_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS cdc_sync.slot_intent (
+    stream text PRIMARY KEY, slot text NOT NULL, source_system text NOT NULL, source_database text NOT NULL,
+    stored_at timestamptz NOT NULL DEFAULT now());
 CREATE TABLE IF NOT EXISTS cdc_sync.checkpoint (
     stream text NOT NULL, groups bigint NOT NULL, source_system text NOT NULL, source_database text NOT NULL,
     timeline text NOT NULL, slot text NOT NULL, position text NOT NULL, commit_time_micros bigint NOT NULL,
@@ -107,7 +110,7 @@ pub(crate) fn statements() -> Vec<String> {
 pub(crate) async fn prepare(client: &Client) -> Result<()> {
     refuse_newer(client).await?;
     // With everything in place no right to create is needed.
-    if exists(client).await? {
+    if exists(client).await? && has_slot_intent(client).await? {
         return Ok(());
     }
     let script = format!(
@@ -151,6 +154,15 @@ pub(crate) async fn refuse_newer(client: &Client) -> Result<()> {
     )
     .object("schema cdc_sync on the target")
     .remedy("use the newer cdc-sync that wrote it, or `cleanup` with that version first"))
+}
+
+/// Whether the newest table is there: a state that an older cdc-sync made lacks it.
+async fn has_slot_intent(client: &Client) -> Result<bool> {
+    let row = client
+        .query_one("SELECT to_regclass('cdc_sync.slot_intent') IS NOT NULL", &[])
+        .await
+        .map_err(during("looking for schema cdc_sync"))?;
+    Ok(row.get(0))
 }
 
 /// Whether schema `cdc_sync` has been prepared. It is in one transaction, so the last of it stands for all.
