@@ -69,10 +69,12 @@ impl<'a> Hold<'a> {
             .expect("green releases the hold");
     }
 
-    /// Leaves nothing of it on green.
+    /// Releases everything and leaves nothing of it on green.
     fn remove(self) {
         self.0
-            .on_green("SET client_min_messages = warning; DROP SCHEMA testing CASCADE")
+            .on_green(
+                "DELETE FROM testing.hold; SET client_min_messages = warning; DROP SCHEMA testing CASCADE",
+            )
             .expect("green drops what held");
     }
 
