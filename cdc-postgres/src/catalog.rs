@@ -76,19 +76,30 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
                 COALESCE(pk.columns, '{{}}'), \
                 CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
                 ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
-                     AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) END \
+                     AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) END, \
+                a.has_default, COALESCE(uk.keys, '{{}}'), COALESCE(uk.columns, '{{}}') \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          CROSS JOIN LATERAL ( \
              SELECT COALESCE(array_agg(t.attname::text ORDER BY t.attnum), '{{}}') AS names, \
                     COALESCE(array_agg(format_type(t.atttypid, t.atttypmod) ORDER BY t.attnum), '{{}}') AS types, \
                     COALESCE(array_agg(t.attnotnull ORDER BY t.attnum), '{{}}') AS not_null, \
-                    COALESCE(array_agg(t.attgenerated <> '' ORDER BY t.attnum), '{{}}') AS generated \
-             FROM pg_attribute t WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped) a \
+                    COALESCE(array_agg(t.attgenerated <> '' ORDER BY t.attnum), '{{}}') AS generated, \
+                    COALESCE(array_agg(t.atthasdef OR t.attidentity <> '' OR y.typdefault IS NOT NULL \
+                             ORDER BY t.attnum), '{{}}') AS has_default \
+             FROM pg_attribute t JOIN pg_type y ON y.oid = t.atttypid \
+             WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped) a \
          LEFT JOIN LATERAL ( \
              SELECT array_agg(t.attname::text ORDER BY k.place) AS columns \
              FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY k (attnum, place) \
              JOIN pg_attribute t ON t.attrelid = i.indrelid AND t.attnum = k.attnum \
              WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts) pk ON true \
+         LEFT JOIN LATERAL ( \
+             SELECT array_agg(i.indexrelid::int8 ORDER BY i.indexrelid, k.place) AS keys, \
+                    array_agg(t.attname::text ORDER BY i.indexrelid, k.place) AS columns \
+             FROM pg_index i CROSS JOIN LATERAL unnest(i.indkey) WITH ORDINALITY k (attnum, place) \
+             JOIN pg_attribute t ON t.attrelid = i.indrelid AND t.attnum = k.attnum \
+             WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL \
+                   AND i.indexprs IS NULL AND k.place <= i.indnkeyatts) uk ON true \
          WHERE c.relkind = 'r' AND {USER_RELATION} ORDER BY 1, 2"
     );
     let rows = client
@@ -99,25 +110,42 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
     Ok(tables.filter(|table| selection.selects(&table.name)).collect())
 }
 
+/// Columns of several keys, each with the number of its key, equal numbers beside each other.
+fn by_key(keys: &[i64], columns: Vec<String>) -> Vec<Vec<String>> {
+    let mut found: Vec<Vec<String>> = Vec::new();
+    let mut last = None;
+    for (key, column) in keys.iter().zip(columns) {
+        match found.last_mut() {
+            Some(columns) if last == Some(key) => columns.push(column),
+            _ => found.push(vec![column]),
+        }
+        last = Some(key);
+    }
+    found
+}
+
 fn table_info(row: &tokio_postgres::Row) -> TableInfo {
     let identity: String = row.get(2);
     let (names, types): (Vec<String>, Vec<String>) = (row.get(5), row.get(6));
     let (not_null, generated): (Vec<bool>, Vec<bool>) = (row.get(7), row.get(8));
-    let columns = names
-        .into_iter()
-        .zip(types)
-        .zip(not_null.into_iter().zip(generated));
+    let has_default: Vec<bool> = row.get(11);
+    let flags = not_null.into_iter().zip(generated).zip(has_default);
+    let columns = names.into_iter().zip(types).zip(flags);
     TableInfo {
         name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
         columns: columns
-            .map(|((name, type_name), (not_null, generated))| ColumnInfo {
-                name,
-                type_name,
-                not_null,
-                generated,
-            })
+            .map(
+                |((name, type_name), ((not_null, generated), has_default))| ColumnInfo {
+                    name,
+                    type_name,
+                    not_null,
+                    has_default,
+                    generated,
+                },
+            )
             .collect(),
         primary_key: row.get(9),
+        unique_keys: by_key(&row.get::<_, Vec<i64>>(12), row.get(13)),
         identity: match identity.as_str() {
             "f" => "full",
             "n" => "nothing",
@@ -289,6 +317,13 @@ pub(crate) async fn analyze(client: &Client, tables: &[TableName]) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_gathered_by_their_key() {
+        let columns = ["a", "b", "a"].map(String::from).to_vec();
+        assert_eq!(by_key(&[7, 7, 9], columns), [vec!["a", "b"], vec!["a"]]);
+        assert!(by_key(&[], Vec::new()).is_empty());
+    }
 
     #[test]
     fn names_are_quoted_part_by_part() {

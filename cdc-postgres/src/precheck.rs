@@ -189,6 +189,31 @@ mod tests {
     }
 
     #[test]
+    fn every_finding_is_documented() {
+        let documented = include_str!("../../docs/findings.md");
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/precheck");
+        let mut files = vec![folder.with_extension("rs")];
+        files.extend(
+            std::fs::read_dir(folder)
+                .unwrap()
+                .map(|entry| entry.unwrap().path()),
+        );
+        let mut ids = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let capitals = |c: char| c.is_ascii_uppercase() || c == '-';
+            for id in text
+                .split('"')
+                .filter(|text| text.starts_with("PG-") && text.len() > 3 && text.chars().all(capitals))
+            {
+                ids += 1;
+                assert!(documented.contains(id), "{id} is not in docs/findings.md");
+            }
+        }
+        assert!(ids > 20, "{ids} ids found");
+    }
+
+    #[test]
     fn long_lists_are_cut() {
         let names = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
         assert_eq!(few(&names(2)), "0, 1");

@@ -298,6 +298,23 @@ impl Site for PgSite {
         })
     }
 
+    fn intends_cursor<'a>(&'a self, stream: &'a str, source: &'a SourceIdentity) -> BoxFuture<'a, bool> {
+        Box::pin(async move { state::intent::stands(&self.client().await?, stream, source).await })
+    }
+
+    fn intend_cursor<'a>(
+        &'a self,
+        stream: &'a str,
+        epoch: i64,
+        source: &'a SourceIdentity,
+        wanted: bool,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut client = self.client().await?;
+            state::intent::store(&mut client, stream, epoch, source, wanted).await
+        })
+    }
+
     fn begin_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
         Box::pin(
             async move { state::checkpoint::begin_schema(&mut self.client().await?, stream, epoch).await },

@@ -158,6 +158,7 @@ fn snapshot_gone(snapshot: &str) -> Error {
         Kind::PositionLost,
         format!("snapshot {snapshot} is gone: the connection that held it has ended, or this is another server"),
     )
+    .action(Action::Reconnect)
     .remedy(
         "run again: unfinished tables are copied from a new snapshot. A URL must lead to one server, not through \
          a load balancer or a pooler that shares sessions",

@@ -3,6 +3,7 @@
 //! ```text
 //! fence       one row a stream: the epoch every target transaction checks under a shared row lock
 //! stream      one row a stream: what is to be done for it besides applying
+//! slot_intent one row a stream whose slot is about to be created: what a first run that was cut short left is its own
 //! checkpoint  one row a stream: position and accounting, written in the data's own transaction
 //! seed        one row a table: how far its initial copy has come, and its snapshot's position
 //! barrier     a verify's request to stand still, and the answer
@@ -12,6 +13,7 @@
 pub(crate) mod barrier;
 pub(crate) mod checkpoint;
 pub(crate) mod fence;
+pub(crate) mod intent;
 mod schema;
 
 pub(crate) use schema::{FENCE_LOST, FUNCTIONS, explained, prepare, statements};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cdc_core::engine::{Finding, JobNames, Occupancy, Severity, Side};
+use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, Severity, Side, TableInfo};
 use cdc_core::{Result, Site, TableName, TableSelection};
 use serde::Serialize;
 
@@ -76,17 +76,115 @@ pub async fn first_run_findings(
     names: &JobNames,
     selection: &TableSelection,
 ) -> Result<Vec<Finding>> {
-    if target.stream_state(&names.job).await?.checkpoint.is_some() {
+    let state = target.stream_state(&names.job).await?;
+    if state.checkpoint.is_some() {
         return Ok(Vec::new());
     }
-    let tables: Vec<TableName> = source
-        .inspect(selection)
-        .await?
-        .into_iter()
-        .map(|table| table.name)
-        .collect();
+    let of_source = source.inspect(selection).await?;
+    let tables: Vec<TableName> = of_source.iter().map(|table| table.name.clone()).collect();
     let occupancy = target.occupancy(&tables).await?;
-    Ok(judge_occupancy(&occupancy))
+    let mut findings = judge_occupancy(&occupancy);
+    let all_empty = occupancy.iter().all(|(_, found)| *found == Occupancy::Empty);
+    // Tables that an interrupted first run made are the source's own, and get their keys after the data.
+    if !(state.schema_pending && all_empty) {
+        findings.extend(compare_schemas(&of_source, &target.inspect(selection).await?));
+    }
+    Ok(findings)
+}
+
+/// What of the target's tables cannot take the rows of the source's, or takes them otherwise. Tables that only one
+/// side has are not compared.
+pub fn compare_schemas(source: &[TableInfo], target: &[TableInfo]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for table in source {
+        if let Some(peer) = target.iter().find(|peer| peer.name == table.name) {
+            compare_columns(table, peer, &mut found);
+            compare_keys(table, peer, &mut found);
+        }
+    }
+    found
+}
+
+fn schema_finding(
+    (id, severity): (&'static str, Severity),
+    object: String,
+    message: impl Into<String>,
+    remedy: &str,
+) -> Finding {
+    Finding {
+        id,
+        severity,
+        side: Side::Target,
+        object,
+        message: message.into(),
+        remedy: remedy.to_owned(),
+    }
+}
+
+/// `TARGET-LACKS-COLUMN`, `TARGET-COLUMN-REQUIRED`, `TARGET-COLUMN-GENERATED`, `TARGET-COLUMN-TYPE`.
+fn compare_columns(table: &TableInfo, peer: &TableInfo, found: &mut Vec<Finding>) {
+    let named = |column: &ColumnInfo| format!("{}.{}", table.name, column.name);
+    for column in &table.columns {
+        let other = peer.columns.iter().find(|other| other.name == column.name);
+        found.extend(match other {
+            None if column.generated => None,
+            None => Some(schema_finding(
+                ("TARGET-LACKS-COLUMN", Severity::Fail),
+                named(column),
+                "the column is missing on the target",
+                "add the column to the target",
+            )),
+            Some(other) if other.generated != column.generated => Some(schema_finding(
+                ("TARGET-COLUMN-GENERATED", Severity::Fail),
+                named(column),
+                "the column is generated on one side only: its values are not replicated",
+                "make it generated on both sides or on neither",
+            )),
+            Some(other) if other.type_name != column.type_name => Some(schema_finding(
+                ("TARGET-COLUMN-TYPE", Severity::Warn),
+                named(column),
+                format!(
+                    "the column is {} on the source and {} on the target: a value that does not fit stops the job",
+                    column.type_name, other.type_name
+                ),
+                "see that every value fits, or give the column the source's type",
+            )),
+            Some(_) => None,
+        });
+    }
+    let extra = peer.columns.iter().filter(|other| {
+        let known = table.columns.iter().any(|column| column.name == other.name);
+        !known && other.not_null && !other.has_default && !other.generated
+    });
+    for other in extra {
+        found.push(schema_finding(
+            ("TARGET-COLUMN-REQUIRED", Severity::Fail),
+            named(other),
+            "the column is not on the source, and on the target it is NOT NULL without a default: no row can be \
+             inserted",
+            "give the column a default on the target, or drop its NOT NULL",
+        ));
+    }
+}
+
+/// `TARGET-LACKS-KEY`. A key of fewer columns finds the row as well, one of more (as a partitioned table needs) still
+/// by its first columns.
+fn compare_keys(table: &TableInfo, peer: &TableInfo, found: &mut Vec<Finding>) {
+    let key = &table.primary_key;
+    let within = |some: &[String], others: &[String]| some.iter().all(|column| others.contains(column));
+    let fits = |other: &Vec<String>| within(other, key) || within(key, other);
+    if !key.is_empty() && !peer.unique_keys.iter().any(fits) {
+        found.push(schema_finding(
+            ("TARGET-LACKS-KEY", Severity::Fail),
+            table.name.to_string(),
+            format!(
+                "the table has the primary key ({}) on the source and no unique key like it on the target: each \
+                 change would have to read the whole table",
+                key.join(", ")
+            ),
+            "add the primary key to the target's table",
+        ));
+    }
 }
 
 fn judge_occupancy(occupancy: &[(TableName, Occupancy)]) -> Vec<Finding> {
@@ -163,6 +261,87 @@ mod tests {
         assert_eq!(judged(&[Empty, Missing]), ["TARGET-LACKS-TABLE"]);
         assert_eq!(judged(&[Rows, Empty]), ["TARGET-HOLDS-ROWS"]);
         assert_eq!(judged(&[]), ["NO-TABLES"]);
+    }
+
+    /// A table from `name type` columns; `!` is NOT NULL, `=` generated, `?` with a default.
+    fn table(columns: &[&str], key: &[&str], unique: &[&[&str]]) -> TableInfo {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let column = |line: &&str| {
+            let (name, type_name) = line.split_once(' ').unwrap();
+            ColumnInfo {
+                name: name.trim_matches(['!', '=', '?']).to_owned(),
+                type_name: type_name.to_owned(),
+                not_null: name.contains('!'),
+                has_default: name.contains('?'),
+                generated: name.contains('='),
+            }
+        };
+        TableInfo {
+            name: TableName::new("s", "t"),
+            columns: columns.iter().map(column).collect(),
+            primary_key: owned(key),
+            unique_keys: unique.iter().map(|key| owned(key)).collect(),
+            identity: "default".into(),
+            has_identity: true,
+            estimated_rows: 0,
+            bytes: 0,
+        }
+    }
+
+    fn compared(source: &TableInfo, target: &TableInfo) -> Vec<(&'static str, Severity, String)> {
+        compare_schemas(std::slice::from_ref(source), std::slice::from_ref(target))
+            .into_iter()
+            .map(|finding| (finding.id, finding.severity, finding.object))
+            .collect()
+    }
+
+    #[test]
+    fn columns_that_cannot_be_filled_fail_and_other_types_warn() {
+        let source = table(&["a int", "b text", "g= int", "only_here= int"], &[], &[]);
+        assert!(compared(&source, &source).is_empty());
+        let fits = ["a int", "b text", "g= int", "free text", "d!? int", "c!= int"];
+        assert!(compared(&source, &table(&fits, &[], &[])).is_empty());
+        let differs = ["a bigint", "g int", "must! text"];
+        assert_eq!(
+            compared(&source, &table(&differs, &[], &[])),
+            [
+                ("TARGET-COLUMN-TYPE", Severity::Warn, "s.t.a".to_owned()),
+                ("TARGET-LACKS-COLUMN", Severity::Fail, "s.t.b".to_owned()),
+                ("TARGET-COLUMN-GENERATED", Severity::Fail, "s.t.g".to_owned()),
+                ("TARGET-COLUMN-REQUIRED", Severity::Fail, "s.t.must".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_primary_key_needs_a_key_on_the_target() {
+        let columns = ["a int", "b int", "c int"];
+        let source = table(&columns, &["a", "b"], &[&["a", "b"]]);
+        let judged = |unique: &[&[&str]]| compared(&source, &table(&columns, &[], unique)).len();
+        for fits in [&["b", "a"][..], &["a"], &["a", "b", "c"]] {
+            assert_eq!(judged(&[&["c"], fits]), 0, "{fits:?}");
+        }
+        assert_eq!(judged(&[]), 1);
+        assert_eq!(judged(&[&["c"], &["a", "c"]]), 1);
+        let keyless = table(&columns, &[], &[]);
+        assert!(compared(&keyless, &keyless).is_empty());
+    }
+
+    #[test]
+    fn every_finding_of_the_job_is_documented() {
+        let documented = include_str!("../../docs/findings.md");
+        let (code, _) = include_str!("check.rs").split_once("mod tests").unwrap();
+        let ids: Vec<&str> = code
+            .split('"')
+            .filter(|text| {
+                let capitals = |c: char| c.is_ascii_uppercase() || c == '-';
+                text.contains('-') && text.len() > 5 && text.chars().all(capitals)
+            })
+            .collect();
+        assert!(ids.contains(&"TARGET-LACKS-KEY"), "{ids:?}");
+        for id in ids {
+            assert!(documented.contains(id), "{id} is not in docs/findings.md");
+        }
     }
 
     #[test]

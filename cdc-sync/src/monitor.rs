@@ -1,5 +1,6 @@
 //! The running instance as others see it: gathers what it knows, publishes it for `status` in other processes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub struct Monitor {
     names: JobNames,
     stats: Arc<StreamStats>,
     seen: Mutex<Seen>,
+    /// whether the job is this instance's: only its holder speaks for it
+    holds: AtomicBool,
 }
 
 /// What was last seen of the databases.
@@ -79,12 +82,18 @@ impl Monitor {
             names,
             stats,
             seen: Mutex::default(),
+            holds: AtomicBool::new(false),
         }
     }
 
     /// The job's id.
     pub fn job(&self) -> &str {
         &self.names.job
+    }
+
+    /// Takes over whether this instance holds the job.
+    pub fn saw_hold(&self, holds: bool) {
+        self.holds.store(holds, Ordering::SeqCst);
     }
 
     /// Takes over the seed's progress.
@@ -176,8 +185,11 @@ impl Monitor {
         }
     }
 
-    /// Stores the status row; says whether that worked.
+    /// Stores the status row; says whether that worked. While another instance holds the job, the row is its own.
     pub async fn publish(&self, target: &Arc<dyn Site>) -> bool {
+        if !self.holds.load(Ordering::SeqCst) {
+            return false;
+        }
         let published = Published::from(&self.stats.snapshot());
         let Ok(text) = serde_json::to_string(&published) else {
             return false;

@@ -89,6 +89,10 @@ impl Reporter for Progress {
         }
     }
 
+    fn holds(&self, holds: bool) {
+        self.monitor.saw_hold(holds);
+    }
+
     fn note(&self, message: &str) {
         tracing::info!("{message}");
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// A published status older than this is not of the instance that holds the job now.
 const FRESH: Duration = Duration::from_secs(15);
 /// The retention status that says that the log is cut and the stream cannot go on.
-const LOST: &str = "lost";
+pub(crate) const LOST: &str = "lost";
 
 /// Where a job stands. Keys are stable.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -158,8 +158,9 @@ async fn execute(client: &Client, statement: Statement<'_>, refused: &mut Vec<St
         refused.push(refusal(statement, &error));
         return Ok(());
     }
-    // duplicate_table (indexes are relations), duplicate_object, invalid_table_definition (a second primary key)
-    if has_code(&error, &["42P07", "42710", "42P16"]) && is_there(client, statement).await? {
+    // duplicate_table (indexes are relations), duplicate_object, invalid_table_definition (a second primary key);
+    // unique_violation in a catalog: the session of an earlier attempt was still at it.
+    if has_code(&error, &["42P07", "42710", "42P16", "23505"]) && is_there(client, statement).await? {
         tracing::debug!("there already: {}", statement.title());
         return Ok(());
     }

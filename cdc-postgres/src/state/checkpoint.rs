@@ -103,7 +103,7 @@ fn phase_name(phase: SeedPhase) -> &'static str {
 }
 
 /// Opens a transaction under the fence of `epoch`.
-async fn fenced<'a>(client: &'a mut Client, stream: &str, epoch: i64) -> Result<Transaction<'a>> {
+pub(super) async fn fenced<'a>(client: &'a mut Client, stream: &str, epoch: i64) -> Result<Transaction<'a>> {
     let transaction = client
         .transaction()
         .await
@@ -185,6 +185,11 @@ pub(crate) async fn start(
     for table in seed {
         write_seed(&transaction, stream, table).await?;
     }
+    // From here on the checkpoint says whose the slot is.
+    transaction
+        .execute("DELETE FROM cdc_sync.slot_intent WHERE stream = $1", &[stream])
+        .await
+        .map_err(during("storing the first checkpoint"))?;
     transaction
         .commit()
         .await

@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS cdc_sync.fence (
     stream text PRIMARY KEY, epoch bigint NOT NULL, owner text NOT NULL, raised_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS cdc_sync.stream (
     stream text PRIMARY KEY, schema_pending boolean NOT NULL, started_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS cdc_sync.slot_intent (
+    stream text PRIMARY KEY, slot text NOT NULL, source_system text NOT NULL, source_database text NOT NULL,
+    stored_at timestamptz NOT NULL DEFAULT now());
 CREATE TABLE IF NOT EXISTS cdc_sync.checkpoint (
     stream text NOT NULL, groups bigint NOT NULL, source_system text NOT NULL, source_database text NOT NULL,
     timeline text NOT NULL, slot text NOT NULL, position text NOT NULL, commit_time_micros bigint NOT NULL,
@@ -156,10 +159,11 @@ pub(crate) async fn refuse_newer(client: &Client) -> Result<()> {
     .remedy("use the newer cdc-sync that wrote it, or `cleanup` with that version first"))
 }
 
-/// Whether schema `cdc_sync` has been prepared. It is in one transaction, so the last table and the last function
+/// Whether schema `cdc_sync` has been prepared. It is in one transaction, so a table and the last function
 /// stand for all.
 pub(crate) async fn exists(client: &Client) -> Result<bool> {
-    let sql = "SELECT to_regclass('cdc_sync.status') IS NOT NULL AND EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+    let sql = "SELECT to_regclass('cdc_sync.slot_intent') IS NOT NULL AND EXISTS \
+               (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
                WHERE n.nspname = 'cdc_sync' AND p.proname = 'store_checkpoint' AND p.pronargs = 17)";
     let row = client
         .query_one(sql, &[])

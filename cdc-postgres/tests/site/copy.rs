@@ -256,6 +256,8 @@ async fn a_slot_that_exists_is_refused_and_a_temporary_one_vanishes() {
             ),
             Err(error) => {
                 assert!(gone(error.kind()), "{error:?}");
+                // A new one can be taken.
+                assert_eq!(error.what_to_do(), Action::Reconnect, "{error:?}");
                 break;
             }
         }

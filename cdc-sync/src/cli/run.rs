@@ -20,7 +20,7 @@ use crate::http::Endpoints;
 use crate::monitor::Monitor;
 use crate::output::Report;
 use crate::progress::Progress;
-use crate::run::{RunContext, RunOutcome, RunSettings, SeedSummary};
+use crate::run::{RunContext, RunOutcome, RunSettings, SeedSummary, standing};
 use crate::status::Positions;
 
 /// Beyond `--shutdown-timeout`, for the roll-back itself.
@@ -146,12 +146,23 @@ async fn begin(session: &Session, args: &Run) -> Result<Report> {
         .bounded(findings(&sites.source, &sites.target, &sites.names, selection))
         .await?;
     if let Some(report) = refused(&found) {
+        // A job that has lost its position has more to mend than a finding.
+        session.bounded(position_kept(&sites)).await?;
         return Ok(report);
     }
     if session.dry_run {
         return session.bounded(plan(session, &sites)).await;
     }
     Ok(work(session, args, &sites, endpoints, deadline).await)
+}
+
+/// Whether the source still keeps the log after the checkpoint, if there is one.
+async fn position_kept(sites: &Sites) -> Result<()> {
+    let state = sites.target.stream_state(&sites.names.job).await?;
+    if state.checkpoint.is_some() {
+        standing(&sites.names, sites.source.retention(&sites.names).await?)?;
+    }
+    Ok(())
 }
 
 /// Findings that block the job, as a report.

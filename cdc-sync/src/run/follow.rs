@@ -1,13 +1,14 @@
 //! Following: sessions on a thread of their own, watched from here, until stopped or caught up.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::Phase;
-use cdc_core::{Action, Error, Kind, Result, TableName};
+use cdc_core::{Error, Result, TableName};
 
-use super::backoff::Backoff;
+use super::retry::{in_time, persist};
+use super::tables::JobTables;
 use super::{RunContext, heartbeat, supervise, watch};
 
 /// How often markers and stop requests are looked at.
@@ -24,20 +25,22 @@ pub(super) struct Followed {
 pub(super) async fn follow(
     context: &Arc<RunContext>,
     fence: Box<dyn Fence>,
+    tables: JobTables,
     schema: Option<SchemaDump>,
 ) -> Result<Followed> {
+    let tables = Arc::new(tables);
     let epoch = fence.epoch();
     context.stats.update(|stats| stats.phase = Phase::CatchingUp);
     let sessions = {
         let context = Arc::clone(context);
         tokio::task::spawn_blocking(move || supervise::supervise(&context, epoch))
     };
-    let watching = tokio::spawn(watch::watch(Arc::clone(context), fence));
+    let watching = tokio::spawn(watch::watch(Arc::clone(context), fence, Arc::clone(&tables)));
     let beating = context
         .settings
         .heartbeat
         .map(|every| tokio::spawn(heartbeat::beat(Arc::clone(context), every)));
-    let ended = steer(context, epoch, schema, sessions, watching).await;
+    let ended = steer(context, epoch, &tables, schema, sessions, watching).await;
     if let Some(beating) = beating {
         beating.abort();
     }
@@ -51,6 +54,7 @@ type Task = tokio::task::JoinHandle<Result<()>>;
 async fn steer(
     context: &Arc<RunContext>,
     epoch: i64,
+    tables: &JobTables,
     schema: Option<SchemaDump>,
     mut sessions: Task,
     mut watching: Task,
@@ -62,7 +66,7 @@ async fn steer(
             return flatten(ended).map(|()| followed);
         }
         ended = &mut watching => flatten(ended),
-        reached = goal(context, epoch, schema, &mut followed) => reached,
+        reached = goal(context, epoch, tables, schema, &mut followed) => reached,
     };
     context.control.stop(context.settings.shutdown_timeout);
     let session_end = flatten(sessions.await);
@@ -81,21 +85,14 @@ fn flatten(joined: std::result::Result<Result<()>, tokio::task::JoinError>) -> R
 async fn goal(
     context: &RunContext,
     epoch: i64,
+    tables: &JobTables,
     schema: Option<SchemaDump>,
     followed: &mut Followed,
 ) -> Result<()> {
+    let (source, target) = (&context.source, &context.target);
     if let Some(schema) = schema {
         pass_marker(context, "schema").await?;
-        let (source, target) = (&context.source, &context.target);
-        target.create_schema(&schema, SchemaPhase::AfterCatchUp).await?;
-        let tables: Vec<TableName> = source
-            .inspect(&context.selection)
-            .await?
-            .into_iter()
-            .map(|table| table.name)
-            .collect();
-        target.analyze(&tables).await?;
-        target.finish_schema(&context.names.job, epoch).await?;
+        complete_schema(context, epoch, &schema).await?;
         context
             .reporter
             .note("foreign keys, triggers and statistics are in place");
@@ -104,48 +101,67 @@ async fn goal(
         return std::future::pending().await;
     }
     pass_marker(context, "caught-up").await?;
-    let sequences = context.source.sequences().await?;
-    followed.sequences = context
-        .target
-        .advance_sequences(&sequences, context.settings.sequence_buffer)
-        .await?;
+    // Whoever hears "caught up" may switch over: a table that came later must not be missed then.
+    persist(context, "comparing the tables", || tables.look(context)).await?;
+    let sequences = persist(context, "reading the sequences", || source.sequences()).await?;
+    let buffer = context.settings.sequence_buffer;
+    followed.sequences = persist(context, "setting the sequences", || {
+        target.advance_sequences(&sequences, buffer)
+    })
+    .await?;
     followed.caught_up = true;
     Ok(())
 }
 
+/// Adds what waits until all tables agree.
+async fn complete_schema(context: &RunContext, epoch: i64, schema: &SchemaDump) -> Result<()> {
+    let (source, target) = (&context.source, &context.target);
+    persist(context, "adding foreign keys and triggers", || {
+        target.create_schema(schema, SchemaPhase::AfterCatchUp)
+    })
+    .await?;
+    let tables: Vec<TableName> = persist(context, "reading the list of tables", || {
+        source.inspect(&context.selection)
+    })
+    .await?
+    .into_iter()
+    .map(|table| table.name)
+    .collect();
+    persist(context, "gathering statistics", || target.analyze(&tables)).await?;
+    persist(context, "storing that the schema is complete", || {
+        target.finish_schema(&context.names.job, epoch)
+    })
+    .await
+}
+
 /// Writes a marker on the source and waits until its transaction is on the target.
+///
+/// The answer to the COMMIT of a marker's transaction may be lost: it is on the target then, and the stream, which
+/// resumes after it, does not bring it again. So each time the stream was restarted another marker is written, and
+/// any of them will do.
 async fn pass_marker(context: &RunContext, purpose: &str) -> Result<()> {
+    let mut written = Vec::new();
+    loop {
+        let restarts = context.stats.snapshot().restarts;
+        let id = marker_id(purpose, written.len());
+        persist(context, "writing a marker", || {
+            context.source.mark(&context.names, &id)
+        })
+        .await?;
+        written.push(id);
+        while context.stats.snapshot().restarts == restarts {
+            if written.iter().any(|id| context.control.marker_reached(id)) {
+                return Ok(());
+            }
+            in_time(context.settings.deadline)?;
+            tokio::time::sleep(TICK).await;
+        }
+    }
+}
+
+fn marker_id(purpose: &str, number: usize) -> String {
     let micros = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_micros());
-    let id = format!("{purpose}-{micros}-{}", std::process::id());
-    let mut backoff = Backoff::new(Duration::from_secs(5));
-    while let Err(error) = context.source.mark(&context.names, &id).await {
-        if error.what_to_do() == Action::Stop {
-            return Err(error);
-        }
-        tracing::warn!(%error, "marker cannot be written on the source");
-        tokio::time::sleep(backoff.pause()).await;
-        in_time(context)?;
-    }
-    while !context.control.marker_reached(&id) {
-        in_time(context)?;
-        tokio::time::sleep(TICK).await;
-    }
-    Ok(())
-}
-
-fn in_time(context: &RunContext) -> Result<()> {
-    if context
-        .settings
-        .deadline
-        .is_none_or(|deadline| Instant::now() < deadline)
-    {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Deadline,
-        "the time limit passed before the target had caught up; everything so far is kept",
-    )
-    .remedy("run again with a longer --timeout: it resumes where it stands"))
+    format!("{purpose}-{micros}-{}-{number}", std::process::id())
 }

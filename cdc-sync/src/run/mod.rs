@@ -13,19 +13,24 @@ mod follow;
 mod heartbeat;
 mod prepare;
 mod progress;
+mod retention;
+mod retry;
 mod seed;
 mod supervise;
+mod tables;
 mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cdc_core::engine::{JobNames, SeedPhase, SequenceAdvance};
+use cdc_core::engine::{Fence, JobNames, SeedPhase, SequenceAdvance};
 use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
-use cdc_core::{Kind, Position, Result, Site, TableSelection};
+use cdc_core::{Kind, Position, Result, Site, TableName, TableSelection};
 
 pub use progress::{Reporter, SeedProgress, TableProgress};
+pub(crate) use retention::standing;
+use tables::JobTables;
 
 /// What `run` may be told.
 #[derive(Debug, Clone)]
@@ -118,8 +123,7 @@ pub async fn run(context: Arc<RunContext>) -> Result<RunOutcome> {
     } = &*context;
     target.prepare_state().await?;
     let fence = target.take_fence(&names.job, settings.takeover_timeout).await?;
-    let epoch = fence.epoch();
-    let prepared = prepare::prepare(&context, epoch).await?;
+    context.reporter.holds(true);
     let mut outcome = RunOutcome {
         seed: SeedSummary::default(),
         stats: StatsSnapshot::default(),
@@ -127,26 +131,46 @@ pub async fn run(context: Arc<RunContext>) -> Result<RunOutcome> {
         sequences: Vec::new(),
         caught_up: false,
     };
-    if prepared.seed.iter().any(|table| table.phase != SeedPhase::Live) {
-        outcome.seed = match seed::seed(&context, epoch, prepared.snapshot, prepared.seed).await {
+    let worked = work(&context, fence, &mut outcome).await;
+    if worked.as_ref().is_err_and(|error| error.kind() == Kind::Fenced) {
+        context.reporter.holds(false);
+    }
+    let completed = worked?;
+    outcome.stats = context.stats.snapshot();
+    if completed {
+        // For the report only: a source that just went away does not undo a finished run.
+        outcome.source_position = source.log_end(None).await.ok().map(|(position, _)| position);
+    }
+    Ok(outcome)
+}
+
+/// Seeds what is not seeded, then follows; `false` when a stop ended the seed.
+async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut RunOutcome) -> Result<bool> {
+    let epoch = fence.epoch();
+    let prepared = prepare::prepare(context, epoch).await?;
+    let tables = JobTables::new(&prepared.seed);
+    let unseeded: Vec<TableName> = prepared
+        .seed
+        .iter()
+        .filter(|table| table.phase != SeedPhase::Live)
+        .map(|table| table.table.clone())
+        .collect();
+    if !unseeded.is_empty() {
+        outcome.seed = match seed::seed(context, epoch, prepared.snapshot, prepared.seed).await {
             Ok(summary) => summary,
-            Err(error) if error.kind() == Kind::Interrupted => {
-                outcome.stats = context.stats.snapshot();
-                return Ok(outcome);
-            }
+            Err(error) if error.kind() == Kind::Interrupted => return Ok(false),
             Err(error) => return Err(error),
         };
     }
     let schema = if prepared.schema_pending {
-        Some(prepare::create_indexes(&context, prepared.dump).await?)
+        Some(retention::watched(context, prepare::create_indexes(context, prepared.dump)).await?)
     } else {
+        // Plans on the tables as they were when empty would be the application's after the switch, and ours before.
+        retention::watched(context, prepare::analyze(context, &unseeded)).await?;
         None
     };
-    let followed = follow::follow(&context, fence, schema).await?;
+    let followed = follow::follow(context, fence, tables, schema).await?;
     outcome.sequences = followed.sequences;
     outcome.caught_up = followed.caught_up;
-    outcome.stats = context.stats.snapshot();
-    // The figure is for the report only: a source that just went away does not undo a finished run.
-    outcome.source_position = source.log_end(None).await.ok().map(|(position, _)| position);
-    Ok(outcome)
+    Ok(true)
 }

@@ -1,11 +1,14 @@
 //! Before the data: the tables on the target, the publication and slot on the source, the first checkpoint.
 
-use cdc_core::engine::{Occupancy, SchemaDump, SchemaPhase, SeedPhase, SeedTable};
+use cdc_core::engine::{Occupancy, SchemaDump, SchemaPhase, SeedPhase, SeedTable, Severity, Side};
 use cdc_core::model::ChangeCounts;
 use cdc_core::seed::Snapshot;
 use cdc_core::{Checkpoint, Error, Kind, Result, SourceIdentity, TableName};
 
 use super::RunContext;
+use super::retry::persist;
+use super::tables::JobTables;
+use crate::check::compare_schemas;
 
 /// What stands when the copying can begin.
 pub(super) struct Prepared {
@@ -21,9 +24,15 @@ pub(super) struct Prepared {
 
 /// Finds out where the job stands and, on a first run, lays its ground.
 pub(super) async fn prepare(context: &RunContext, epoch: i64) -> Result<Prepared> {
-    let state = context.target.stream_state(&context.names.job).await?;
+    let state = persist(context, "reading the job's state", || {
+        context.target.stream_state(&context.names.job)
+    })
+    .await?;
     if let Some(checkpoint) = &state.checkpoint {
         same_source(context, checkpoint)?;
+        let tables = JobTables::new(&state.seed);
+        tables.expect_selected(&context.selection)?;
+        persist(context, "comparing the tables", || tables.look(context)).await?;
         context.stats.update(|stats| {
             stats.changes = checkpoint.changes;
             stats.transactions = checkpoint.transactions;
@@ -61,27 +70,95 @@ fn same_source(context: &RunContext, checkpoint: &Checkpoint) -> Result<()> {
 
 /// `schema_begun` says that an earlier first run was about to create the schema and did not get to its checkpoint.
 async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<Prepared> {
-    let RunContext {
-        source,
-        target,
-        names,
-        selection,
-        settings,
-        ..
-    } = context;
-    let tables: Vec<TableName> = source
-        .inspect(selection)
-        .await?
-        .into_iter()
-        .map(|table| table.name)
-        .collect();
+    let RunContext { source, target, .. } = context;
+    let tables: Vec<TableName> = persist(context, "reading the list of tables", || {
+        source.inspect(&context.selection)
+    })
+    .await?
+    .into_iter()
+    .map(|table| table.name)
+    .collect();
     if tables.is_empty() {
         return Err(Error::new(Kind::Config, "no table of the source is selected")
             .object(source.display_url())
             .remedy("check --table and --exclude, and that the database is the right one"));
     }
-    let occupancy = target.occupancy(&tables).await?;
+    let origin = origin(context);
+    // Before anything is created on the target for a job that cannot be.
+    persist(context, "looking for the slot", || is_leftover(context, &origin)).await?;
+    let occupancy = persist(context, "looking at the target's tables", || {
+        target.occupancy(&tables)
+    })
+    .await?;
     let all = |wanted: Occupancy| occupancy.iter().all(|(_, found)| *found == wanted);
+    // Empty tables that an interrupted first run made are ours: they still lack what comes after the data.
+    let ours = schema_begun && all(Occupancy::Empty);
+    let mut dump = None;
+    if all(Occupancy::Missing) {
+        dump = Some(create_tables(context, epoch, &tables).await?);
+    } else if !ours {
+        expect_fit(context, &occupancy).await?;
+    }
+    let schema_pending = dump.is_some() || ours;
+    let snapshot = persist(context, "preparing the source", || {
+        lay_ground(context, epoch, &origin, &tables)
+    })
+    .await?;
+    let seed = start_stream(context, epoch, origin, &*snapshot, tables, schema_pending).await?;
+    Ok(Prepared {
+        snapshot: Some(snapshot),
+        seed,
+        schema_pending,
+        dump,
+    })
+}
+
+/// The job's slot, on the source as it is now.
+fn origin(context: &RunContext) -> SourceIdentity {
+    let identity = context.source.identity();
+    SourceIdentity {
+        system: identity.system.clone(),
+        database: identity.database.clone(),
+        timeline: identity.timeline.clone(),
+        slot: context.names.slot.clone(),
+    }
+}
+
+/// Copies the schema without what comes after the data.
+async fn create_tables(context: &RunContext, epoch: i64, tables: &[TableName]) -> Result<SchemaDump> {
+    let RunContext { target, names, .. } = context;
+    context
+        .reporter
+        .note("the target has none of the tables: copying the schema");
+    let schema = dump_schema(context).await?;
+    persist(context, "storing that the schema is created", || {
+        target.begin_schema(&names.job, epoch)
+    })
+    .await?;
+    persist(context, "creating the schema", || async {
+        // In one transaction: an attempt whose answer was lost has made all of them or none.
+        let found = target.occupancy(tables).await?;
+        if found.iter().all(|(_, found)| *found != Occupancy::Missing) {
+            return Ok(());
+        }
+        target.create_schema(&schema, SchemaPhase::BeforeData).await
+    })
+    .await?;
+    Ok(schema)
+}
+
+async fn dump_schema(context: &RunContext) -> Result<SchemaDump> {
+    let tools = context.settings.tools_dir.as_deref();
+    persist(context, "dumping the schema", || {
+        context
+            .source
+            .dump_schema(&context.selection, context.target.identity(), tools)
+    })
+    .await
+}
+
+/// A target that has its schema is compared, not overwritten; its tables are empty, or may be emptied.
+async fn expect_fit(context: &RunContext, occupancy: &[(TableName, Occupancy)]) -> Result<()> {
     let with = |wanted: Occupancy| -> Vec<TableName> {
         occupancy
             .iter()
@@ -89,64 +166,153 @@ async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<P
             .map(|(table, _)| table.clone())
             .collect()
     };
-    let mut dump = None;
-    if all(Occupancy::Missing) {
-        context
-            .reporter
-            .note("the target has none of the tables: copying the schema");
-        let schema = source
-            .dump_schema(selection, target.identity(), settings.tools_dir.as_deref())
-            .await?;
-        target.begin_schema(&names.job, epoch).await?;
-        target.create_schema(&schema, SchemaPhase::BeforeData).await?;
-        dump = Some(schema);
-    } else {
-        let missing = with(Occupancy::Missing);
-        if !missing.is_empty() {
-            return Err(Error::new(
-                Kind::Check,
-                format!("the target lacks {} of the tables", missing.len()),
-            )
-            .object(list(&missing))
-            .remedy(
-                "create them, exclude them with --exclude, or empty the target so that the schema is copied",
-            ));
-        }
-        same_columns(context, &tables).await?;
-        let occupied = with(Occupancy::Rows);
-        if !occupied.is_empty() && !settings.truncate_target {
-            return Err(Error::new(
-                Kind::Check,
-                format!("{} target tables already hold rows", occupied.len()),
-            )
-            .object(list(&occupied))
-            .remedy("empty them, or say --truncate-target to have them emptied"));
-        }
+    let missing = with(Occupancy::Missing);
+    if !missing.is_empty() {
+        return Err(Error::new(
+            Kind::Check,
+            format!("the target lacks {} of the tables", missing.len()),
+        )
+        .object(list(&missing))
+        .remedy(
+            "create them, exclude them with --exclude, or empty the target so that the schema is copied",
+        ));
     }
-    // Empty tables that an interrupted first run made are ours: they still lack what comes after the data.
-    let schema_pending = dump.is_some() || (schema_begun && all(Occupancy::Empty));
-    if source.retention(names).await?.is_some() {
-        // No checkpoint names this slot: a first run was killed between creating it and storing the
-        // checkpoint. Nothing depends on it.
-        context
-            .reporter
-            .note("removing what an interrupted first run left on the source");
-        source
-            .cleanup(cdc_core::engine::Side::Source, names, false)
-            .await?;
+    same_schema(context).await?;
+    let occupied = with(Occupancy::Rows);
+    if !occupied.is_empty() && !context.settings.truncate_target {
+        return Err(Error::new(
+            Kind::Check,
+            format!("{} target tables already hold rows", occupied.len()),
+        )
+        .object(list(&occupied))
+        .remedy("empty them, or say --truncate-target to have them emptied"));
     }
-    source.prepare_source(names, &tables).await?;
-    let snapshot = source.create_snapshot(names, true).await?;
+    Ok(())
+}
+
+/// What of the target's tables cannot take the source's rows, or takes them otherwise.
+async fn same_schema(context: &RunContext) -> Result<()> {
+    let RunContext {
+        source,
+        target,
+        selection,
+        ..
+    } = context;
+    let of_source = persist(context, "reading the list of tables", || {
+        source.inspect(selection)
+    })
+    .await?;
+    let of_target = persist(context, "reading the list of tables", || {
+        target.inspect(selection)
+    })
+    .await?;
+    let (fail, warn): (Vec<_>, Vec<_>) = compare_schemas(&of_source, &of_target)
+        .into_iter()
+        .partition(|finding| finding.severity == Severity::Fail);
+    for finding in warn {
+        tracing::warn!(
+            id = finding.id,
+            "{}: {}; {}",
+            finding.object,
+            finding.message,
+            finding.remedy
+        );
+    }
+    if fail.is_empty() {
+        return Ok(());
+    }
+    let listed: Vec<String> = fail
+        .iter()
+        .map(|finding| format!("{} {}", finding.object, finding.message))
+        .collect();
+    Err(Error::new(
+        Kind::Check,
+        format!(
+            "the target's tables do not fit the source's: {}",
+            listed.join("; ")
+        ),
+    )
+    .object(
+        fail.iter()
+            .map(|finding| finding.object.clone())
+            .collect::<Vec<_>>()
+            .join(", "),
+    )
+    .remedy("change them as `cdc-sync check` says, or drop them all so that the schema is copied"))
+}
+
+/// Whether the job's slot is there, left by a first run of this target that was cut short.
+///
+/// # Errors
+/// [`Kind::Check`] for one that this target did not intend: another target's job may read it, and what it has not
+/// read yet would be lost with the slot.
+async fn is_leftover(context: &RunContext, origin: &SourceIdentity) -> Result<bool> {
+    let RunContext {
+        source,
+        target,
+        names,
+        ..
+    } = context;
+    if source.retention(names).await?.is_none() {
+        return Ok(false);
+    }
+    if target.intends_cursor(&names.job, origin).await? {
+        return Ok(true);
+    }
+    Err(Error::new(
+        Kind::Check,
+        "it exists on the source, and this target knows nothing of it: a job of the same name with another target \
+         may read it",
+    )
+    .object(format!("replication slot {}", names.slot))
+    .remedy(
+        "give this job another name with --job NAME; if no other job needs the slot, `cdc-sync cleanup` drops it",
+    ))
+}
+
+/// Makes what the stream needs on the source, and the snapshot to copy from. Whatever an earlier attempt left is
+/// replaced: no checkpoint names it, so nothing depends on it.
+async fn lay_ground(
+    context: &RunContext,
+    epoch: i64,
+    origin: &SourceIdentity,
+    tables: &[TableName],
+) -> Result<Box<dyn Snapshot>> {
+    let RunContext {
+        source,
+        target,
+        names,
+        reporter,
+        ..
+    } = context;
+    if is_leftover(context, origin).await? {
+        reporter.note("removing what an interrupted first run left on the source");
+        source.cleanup(Side::Source, names, false).await?;
+    }
+    source.prepare_source(names, tables).await?;
+    target.intend_cursor(&names.job, epoch, origin, true).await?;
+    let created = source.create_snapshot(names, true).await;
+    if created.as_ref().is_err_and(|error| error.kind() == Kind::Check) {
+        // Another job was faster, and what was intended is now its slot.
+        target.intend_cursor(&names.job, epoch, origin, false).await?;
+    }
+    created
+}
+
+/// Stores the first checkpoint, at the snapshot's position, and the tables to seed.
+async fn start_stream(
+    context: &RunContext,
+    epoch: i64,
+    source: SourceIdentity,
+    snapshot: &dyn Snapshot,
+    tables: Vec<TableName>,
+    schema_pending: bool,
+) -> Result<Vec<SeedTable>> {
+    let RunContext { target, names, .. } = context;
     let position = snapshot.position().clone();
-    let identity = source.identity();
     let checkpoint = Checkpoint {
         stream: names.job.clone(),
-        source: SourceIdentity {
-            system: identity.system.clone(),
-            database: identity.database.clone(),
-            timeline: identity.timeline.clone(),
-            slot: names.slot.clone(),
-        },
+        source,
         position: position.clone(),
         commit_time_micros: 0,
         groups: 0,
@@ -163,72 +329,52 @@ async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<P
             bytes: 0,
         })
         .collect();
-    target
-        .start_stream(epoch, &checkpoint, &seed, schema_pending)
-        .await?;
-    Ok(Prepared {
-        snapshot: Some(snapshot),
-        seed,
-        schema_pending,
-        dump,
-    })
-}
-
-/// A target that has its schema is compared, not overwritten: each source column must exist there.
-async fn same_columns(context: &RunContext, tables: &[TableName]) -> Result<()> {
-    let source = context.source.inspect(&context.selection).await?;
-    let target = context.target.inspect(&context.selection).await?;
-    let mut lacking = Vec::new();
-    for table in source.iter().filter(|table| tables.contains(&table.name)) {
-        let Some(peer) = target.iter().find(|peer| peer.name == table.name) else {
-            continue;
-        };
-        for column in table.columns.iter().filter(|column| !column.generated) {
-            if !peer.columns.iter().any(|peer| peer.name == column.name) {
-                lacking.push(format!("{}.{}", table.name, column.name));
-            }
+    persist(context, "storing the first checkpoint", || async {
+        // An attempt whose answer was lost may have stored it.
+        let stored = target.stream_state(&names.job).await?.checkpoint;
+        if stored.is_some_and(|stored| stored.position == checkpoint.position) {
+            return Ok(());
         }
-    }
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Check,
-        format!("the target lacks {} columns of the source", lacking.len()),
-    )
-    .object(lacking.join(", "))
-    .remedy("add the columns to the target, or drop its tables so that the schema is copied"))
+        target
+            .start_stream(epoch, &checkpoint, &seed, schema_pending)
+            .await
+    })
+    .await?;
+    Ok(seed)
 }
 
 /// Adds indexes and keys after the data, and returns the schema for the phase that remains.
 pub(super) async fn create_indexes(context: &RunContext, dump: Option<SchemaDump>) -> Result<SchemaDump> {
+    let target = &context.target;
     let dump = match dump {
         Some(dump) => dump,
-        None => {
-            let tools = context.settings.tools_dir.as_deref();
-            context
-                .source
-                .dump_schema(&context.selection, context.target.identity(), tools)
-                .await?
-        }
+        None => dump_schema(context).await?,
     };
     context.reporter.note("building indexes");
-    context
-        .target
-        .create_schema(&dump, SchemaPhase::AfterData)
-        .await?;
-    let tables: Vec<TableName> = context
-        .target
-        .inspect(&context.selection)
-        .await?
-        .into_iter()
-        .map(|table| table.name)
-        .collect();
-    context.target.analyze(&tables).await?;
+    persist(context, "building indexes", || {
+        target.create_schema(&dump, SchemaPhase::AfterData)
+    })
+    .await?;
+    let tables: Vec<TableName> = persist(context, "reading the list of tables", || {
+        target.inspect(&context.selection)
+    })
+    .await?
+    .into_iter()
+    .map(|table| table.name)
+    .collect();
+    analyze(context, &tables).await?;
     Ok(dump)
 }
 
-fn list(tables: &[TableName]) -> String {
+/// Gathers statistics of tables that were just filled.
+pub(super) async fn analyze(context: &RunContext, tables: &[TableName]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    persist(context, "gathering statistics", || context.target.analyze(tables)).await
+}
+
+pub(super) fn list(tables: &[TableName]) -> String {
     tables
         .iter()
         .map(ToString::to_string)

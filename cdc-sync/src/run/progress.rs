@@ -14,6 +14,10 @@ pub trait Reporter: Send + Sync {
     /// The stream's numbers, with the bytes of log that are not applied yet.
     fn stream(&self, stats: &StatsSnapshot, lag_bytes: Option<u64>);
 
+    /// Whether this instance holds the job: `true` once it has taken the fence, `false` when another took it over.
+    /// What it says of itself before or after would be taken for the other's words.
+    fn holds(&self, _holds: bool) {}
+
     /// Something the operator should read once.
     fn note(&self, message: &str);
 }

@@ -9,18 +9,24 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use cdc_core::engine::{Retention, SeedPhase, SeedTable, TableInfo};
+use cdc_core::engine::{SeedPhase, SeedTable, TableInfo};
 use cdc_core::pipeline::Phase;
 use cdc_core::seed::{Snapshot, TablePart};
 use cdc_core::{Action, Error, Kind, Result};
+use tokio::sync::watch;
 
 use super::backoff::Backoff;
+use super::retention::RetentionWatch;
+use super::retry::{for_operator, passes, persist};
 use super::{RunContext, SeedProgress, SeedSummary, TableProgress};
 
 /// How often progress is shown and finished parts are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// How often the source is asked what it retains.
-const RETENTION_EVERY: Duration = Duration::from_secs(2);
+/// How often the snapshot is looked after.
+const ALIVE_EVERY: Duration = Duration::from_secs(2);
+/// Rounds in a row that lose their snapshot before a table is complete, until it is no outage any more: a URL that
+/// leads to several servers, or through a pooler, never keeps one.
+const SNAPSHOTS_LOST: u32 = 10;
 /// Attempts at one part before its error is the seed's.
 const PART_ATTEMPTS: u32 = 6;
 
@@ -57,7 +63,13 @@ pub(super) async fn seed(
 ) -> Result<SeedSummary> {
     context.stats.update(|stats| stats.phase = Phase::Seeding);
     let began = Instant::now();
-    let infos = context.source.inspect(&context.selection).await?;
+    // Before anything is emptied: a job whose position is lost has nothing to resume.
+    let mut retention = RetentionWatch::default();
+    retention.look(context).await?;
+    let infos = persist(context, "reading the list of tables", || {
+        context.source.inspect(&context.selection)
+    })
+    .await?;
     let size = |table: &SeedTable| {
         infos
             .iter()
@@ -68,33 +80,62 @@ pub(super) async fn seed(
     let mut summary = SeedSummary::default();
     let mut snapshot = snapshot;
     let mut backoff = Backoff::new(Duration::from_secs(30));
+    let mut snapshots_lost = 0;
     loop {
+        let live_before = summary.tables;
         let round = match snapshot.take() {
             Some(held) => Ok(held),
             None => context.source.create_snapshot(&context.names, false).await,
         };
         let copied = match round {
-            Ok(held) => copy_round(context, epoch, Arc::from(held), &mut tables, &infos, &mut summary).await,
+            Ok(held) => {
+                let held = Arc::from(held);
+                copy_round(
+                    context,
+                    epoch,
+                    held,
+                    &mut retention,
+                    &mut tables,
+                    &infos,
+                    &mut summary,
+                )
+                .await
+            }
             Err(error) => Err(error),
         };
-        match copied {
-            Ok(()) => break,
-            Err(error) if error.what_to_do() == Action::Stop || context.control.stopping() => {
-                return Err(error);
-            }
-            Err(error) => {
-                let pause = backoff.pause();
-                tracing::warn!(%error, ?pause, "seed interrupted; unfinished tables are copied again from a new snapshot");
-                context.stats.update(|stats| {
-                    stats.restarts += 1;
-                    stats.last_error = Some(error.to_string());
-                });
-                tokio::time::sleep(pause).await;
-            }
+        let Err(error) = copied else { break };
+        if context.control.stopping() {
+            return Err(error);
         }
+        let progress = summary.tables > live_before;
+        snapshots_lost = match error.kind() {
+            Kind::PositionLost if !progress => snapshots_lost + 1,
+            _ => 0,
+        };
+        if !may_go_on(&error, progress) || snapshots_lost == SNAPSHOTS_LOST {
+            return Err(for_operator(error));
+        }
+        let pause = backoff.pause();
+        tracing::warn!(%error, ?pause, "seed interrupted; unfinished tables are copied again from a new snapshot");
+        context.stats.update(|stats| {
+            stats.restarts += 1;
+            stats.last_error = Some(error.to_string());
+        });
+        tokio::time::sleep(pause).await;
     }
     summary.seconds = began.elapsed().as_secs_f64();
     Ok(summary)
+}
+
+/// Whether another round may come further. Where foreign keys are checked while we copy, a table waits for those it
+/// refers to: as long as tables become complete, the next round may find them.
+fn may_go_on(error: &Error, progress: bool) -> bool {
+    passes(error) || (is_reference(error) && progress)
+}
+
+/// Whether a row lacks what it refers to, which another table's copy may bring. A value that is there twice stays so.
+fn is_reference(error: &Error) -> bool {
+    error.what_to_do() == Action::Conflict && error.kind() != Kind::Conflict
 }
 
 /// One attempt: all unfinished tables from one snapshot.
@@ -102,29 +143,32 @@ async fn copy_round(
     context: &Arc<RunContext>,
     epoch: i64,
     snapshot: Arc<dyn Snapshot>,
+    retention: &mut RetentionWatch,
     tables: &mut [SeedTable],
     infos: &[TableInfo],
     summary: &mut SeedSummary,
 ) -> Result<()> {
     let (tasks_tx, tasks_rx) = unbounded::<Task>();
     let (reports_tx, reports_rx) = unbounded::<Report>();
+    let (give_up, given_up) = watch::channel(false);
     let workers: Vec<_> = (0..context.settings.seed_connections.max(1))
         .map(|number| {
-            spawn_worker(
-                number,
-                context,
-                epoch,
-                &snapshot,
-                tasks_rx.clone(),
-                reports_tx.clone(),
-            )
+            let queues = (tasks_rx.clone(), reports_tx.clone());
+            spawn_worker(number, context, epoch, &snapshot, queues, given_up.clone())
         })
         .collect::<Result<_>>()?;
     drop((tasks_rx, reports_tx));
-    let mut round = Round::new(context, epoch, &snapshot, tables, infos);
+    let live_before = summary.tables;
+    let mut round = Round::new(context, epoch, &snapshot, retention, tables, infos);
     let copied = round.run(tasks_tx, &reports_rx, summary).await;
     // The queue is closed or dropped: workers end after the part they are at, or at once when it failed.
     drop(reports_rx);
+    if let Err(error) = &copied
+        && !may_go_on(error, summary.tables > live_before)
+    {
+        // No other round of this process empties the tables, so nobody needs to know how the parts ended.
+        give_up.send_replace(true);
+    }
     let joined =
         tokio::task::spawn_blocking(move || workers.into_iter().try_for_each(|worker| worker.join())).await;
     match joined {
@@ -141,8 +185,8 @@ struct Round<'a> {
     tables: &'a mut [SeedTable],
     progress: SeedProgress,
     pending: Vec<usize>,
-    retention_asked: Instant,
-    warned: bool,
+    retention: &'a mut RetentionWatch,
+    alive_asked: Instant,
 }
 
 impl<'a> Round<'a> {
@@ -150,6 +194,7 @@ impl<'a> Round<'a> {
         context: &'a RunContext,
         epoch: i64,
         snapshot: &'a Arc<dyn Snapshot>,
+        retention: &'a mut RetentionWatch,
         tables: &'a mut [SeedTable],
         infos: &[TableInfo],
     ) -> Self {
@@ -171,7 +216,6 @@ impl<'a> Round<'a> {
             retention: None,
         };
         let pending = vec![0; tables.len()];
-        let retention_asked = Instant::now() - RETENTION_EVERY;
         Self {
             context,
             epoch,
@@ -179,8 +223,8 @@ impl<'a> Round<'a> {
             tables,
             progress,
             pending,
-            retention_asked,
-            warned: false,
+            retention,
+            alive_asked: Instant::now(),
         }
     }
 
@@ -214,7 +258,7 @@ impl<'a> Round<'a> {
                     "stopped during the seed; it resumes with the next run",
                 ));
             }
-            self.watch_retention().await?;
+            self.watch_source().await?;
             tokio::time::sleep(TICK).await;
         }
     }
@@ -287,41 +331,25 @@ impl<'a> Round<'a> {
         Ok(live)
     }
 
-    /// Blue comes first: shows what it holds back for us, warns at half the limit, stops at the limit.
-    async fn watch_retention(&mut self) -> Result<()> {
-        if self.retention_asked.elapsed() < RETENTION_EVERY {
+    /// Whether blue can bear it, and the snapshot still stands.
+    async fn watch_source(&mut self) -> Result<()> {
+        if let Some(kept) = self.retention.look(self.context).await? {
+            self.progress.retention = Some(kept);
+        }
+        if self.alive_asked.elapsed() < ALIVE_EVERY {
             return Ok(());
         }
-        self.retention_asked = Instant::now();
-        let retention = self.context.source.retention(&self.context.names).await?;
-        if let (Some(kept), Some(limit)) = (&retention, self.context.settings.max_retained_wal) {
-            retention_within(kept, limit, &mut self.warned, &self.context.names.slot)?;
+        self.alive_asked = Instant::now();
+        match self.snapshot.alive().await {
+            Err(error) if error.kind() == Kind::PositionLost => Err(error),
+            // Not known is not lost: who reads from it will notice.
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask the source whether the snapshot stands");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
-        self.progress.retention = retention;
-        self.snapshot.alive().await
     }
-}
-
-/// Warns once at half of `limit`; an error at `limit`.
-fn retention_within(kept: &Retention, limit: u64, warned: &mut bool, slot: &str) -> Result<()> {
-    if kept.retained_bytes >= limit {
-        return Err(Error::new(
-            Kind::Deadline,
-            format!("the source retains {} bytes of log for the seed, the limit is {limit}", kept.retained_bytes),
-        )
-        .object(format!("slot {slot}"))
-        .remedy("run again (finished tables stay) with a higher --max-retained-wal or more --parallel, or `cleanup` to release the log"));
-    }
-    if kept.retained_bytes >= limit / 2 && !*warned {
-        *warned = true;
-        tracing::warn!(
-            slot,
-            retained = kept.retained_bytes,
-            limit,
-            "retained log has passed half of its limit"
-        );
-    }
-    Ok(())
 }
 
 type Worker = std::thread::JoinHandle<()>;
@@ -331,8 +359,8 @@ fn spawn_worker(
     context: &Arc<RunContext>,
     epoch: i64,
     snapshot: &Arc<dyn Snapshot>,
-    tasks: Receiver<Task>,
-    reports: Sender<Report>,
+    (tasks, reports): (Receiver<Task>, Sender<Report>),
+    mut given_up: watch::Receiver<bool>,
 ) -> Result<Worker> {
     let (context, snapshot) = (Arc::clone(context), Arc::clone(snapshot));
     let local = |error| Error::new(Kind::Local, "cannot start a copy thread").caused_by(error);
@@ -342,14 +370,19 @@ fn spawn_worker(
         .map_err(local)?;
     let body = move || {
         while let Ok(task) = tasks.recv() {
-            let report =
-                match runtime.block_on(copy_with_retries(&context, epoch, &*snapshot, &task, &reports)) {
-                    Ok(rows) => Report::Done {
-                        table: task.table,
-                        rows,
-                    },
-                    Err(error) => Report::Failed(error),
-                };
+            let copying = async {
+                tokio::select! {
+                    copied = copy_with_retries(&context, epoch, &*snapshot, &task, &reports) => copied,
+                    _ = given_up.wait_for(|given_up| *given_up) => Err(seed_given_up()),
+                }
+            };
+            let report = match runtime.block_on(copying) {
+                Ok(rows) => Report::Done {
+                    table: task.table,
+                    rows,
+                },
+                Err(error) => Report::Failed(error),
+            };
             let failed = matches!(report, Report::Failed(_));
             if reports.send(report).is_err() || failed {
                 return;
@@ -379,7 +412,7 @@ async fn copy_with_retries(
             Err(error) => error,
         };
         // A table that was rewritten since can never be read through this snapshot.
-        let hopeless = error.what_to_do() == Action::Stop || error.kind() == Kind::Schema;
+        let hopeless = !(passes(&error) || is_reference(&error)) || error.kind() == Kind::Schema;
         let stopping = context.control.stopping();
         if hopeless || attempt == PART_ATTEMPTS || stopping {
             return Err(error.object(task.part.table.to_string()));
@@ -430,8 +463,28 @@ async fn copy_part(
             .is_err()
         {
             let _ = loader.abort().await;
-            return Err(Error::new(Kind::Interrupted, "the seed was given up"));
+            return Err(seed_given_up());
         }
     }
     loader.finish().await
+}
+
+fn seed_given_up() -> Error {
+    Error::new(Kind::Interrupted, "the seed was given up")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_constraint_refuses_is_copied_again_only_while_it_may_help() {
+        let unique = Error::new(Kind::Conflict, "duplicate key").action(Action::Conflict);
+        let reference = Error::new(Kind::Data, "foreign key").action(Action::Conflict);
+        let outage = Error::new(Kind::Unreachable, "reset by peer").action(Action::Reconnect);
+        assert!(!may_go_on(&unique, true) && !may_go_on(&unique, false));
+        assert!(may_go_on(&reference, true) && !may_go_on(&reference, false));
+        assert!(may_go_on(&outage, false));
+        assert!(!may_go_on(&Error::new(Kind::Data, "bad value"), true));
+    }
 }

@@ -42,10 +42,8 @@ pub(super) fn supervise(context: &RunContext, epoch: i64) -> Result<()> {
             retries = 0;
         }
         retries += 1;
-        let permanent = error.what_to_do() == Action::Stop
-            || (error.what_to_do() == Action::Retry && retries > QUICK_RETRIES);
-        if permanent {
-            return Err(error);
+        if is_permanent(&error, retries) {
+            return Err(error.action(Action::Stop));
         }
         context.control.forget_beats();
         context.stats.update(|stats| {
@@ -62,6 +60,15 @@ pub(super) fn supervise(context: &RunContext, epoch: i64) -> Result<()> {
         if context.control.stopping() {
             return Ok(());
         }
+    }
+}
+
+/// Whether another session would meet the same. A conflict that comes this far was redone in order and row by row.
+fn is_permanent(error: &Error, retries: u32) -> bool {
+    match error.what_to_do() {
+        Action::Stop | Action::Conflict => true,
+        Action::Retry => retries > QUICK_RETRIES,
+        Action::Reconnect | Action::Wait => false,
     }
 }
 
@@ -103,4 +110,20 @@ async fn open(context: &RunContext, epoch: i64) -> Result<Session> {
         control: Arc::clone(&context.control),
         stats: Arc::clone(&context.stats),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conflict_ends_the_stream_and_an_outage_does_not() {
+        let permanent = |action, retries| {
+            let error = Error::new(Kind::Data, "violates foreign key constraint").action(action);
+            is_permanent(&error, retries)
+        };
+        assert!(permanent(Action::Conflict, 1) && permanent(Action::Stop, 1));
+        assert!(!permanent(Action::Retry, QUICK_RETRIES) && permanent(Action::Retry, QUICK_RETRIES + 1));
+        assert!(!permanent(Action::Reconnect, 1_000) && !permanent(Action::Wait, 1_000));
+    }
 }

@@ -1,25 +1,39 @@
-//! What is looked after while the stream runs: the fence, a verify's barrier, the lag in bytes.
+//! What is looked after while the stream runs: the fence, a verify's barrier, the lag in bytes, new tables.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::Fence;
-use cdc_core::{Action, Result};
+use cdc_core::{Action, Kind, Result};
 
 use super::RunContext;
 use super::backoff::Backoff;
+use super::tables::JobTables;
 
 /// How often a waiting verify is looked for.
 const BARRIER_EVERY: Duration = Duration::from_millis(200);
 /// How often the fence is checked and progress shown.
 const FENCE_EVERY: Duration = Duration::from_secs(1);
+/// How often the source is asked for tables that the job does not have: noticed within a minute.
+const TABLES_EVERY: Duration = Duration::from_secs(50);
 
 /// Watches until dropped; ends only with an error that has to stop the stream.
-pub(super) async fn watch(context: Arc<RunContext>, mut fence: Box<dyn Fence>) -> Result<()> {
+pub(super) async fn watch(
+    context: Arc<RunContext>,
+    fence: Box<dyn Fence>,
+    tables: Arc<JobTables>,
+) -> Result<()> {
+    tokio::select! {
+        ended = watch_stream(&context, fence) => ended,
+        ended = watch_tables(&context, &tables) => ended,
+    }
+}
+
+async fn watch_stream(context: &RunContext, mut fence: Box<dyn Fence>) -> Result<()> {
     let mut backoff = Backoff::new(Duration::from_secs(15));
     let mut fence_checked: Option<Instant> = None;
     loop {
-        match look(&context, &mut *fence, &mut fence_checked).await {
+        match look(context, &mut *fence, &mut fence_checked).await {
             Ok(()) => {
                 backoff.reset();
                 tokio::time::sleep(BARRIER_EVERY).await;
@@ -30,6 +44,20 @@ pub(super) async fn watch(context: Arc<RunContext>, mut fence: Box<dyn Fence>) -
                 tracing::debug!(%error, "watching interrupted");
                 tokio::time::sleep(backoff.pause()).await;
             }
+        }
+    }
+}
+
+/// On its own: the list of tables of a large catalog takes a while, and the fence must not wait for it.
+async fn watch_tables(context: &RunContext, tables: &JobTables) -> Result<()> {
+    loop {
+        tokio::time::sleep(TABLES_EVERY).await;
+        match tables.look(context).await {
+            Ok(()) => {}
+            Err(error) if error.what_to_do() == Action::Stop && error.kind() == Kind::Schema => {
+                return Err(error);
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for new tables on the source"),
         }
     }
 }

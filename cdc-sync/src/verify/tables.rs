@@ -110,9 +110,11 @@ mod tests {
                     name,
                     type_name,
                     not_null: key,
+                    has_default: false,
                     generated,
                 })
                 .collect(),
+            unique_keys: Vec::new(),
             identity: "default".into(),
             has_identity: true,
             estimated_rows: 0,

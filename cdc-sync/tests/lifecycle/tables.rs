@@ -1,0 +1,96 @@
+//! A job keeps the tables that it began with; whatever comes in or is left out later stops it by name.
+
+use testbed::Pair;
+use testbed::pair::LIMIT;
+
+use super::{Hold, end, error, until_caught_up};
+
+const TWO: &str = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); \
+                   INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)";
+const RUN: [&str; 2] = ["run", "--until-caught-up"];
+
+fn with(flags: &[&'static str]) -> Vec<&'static str> {
+    RUN.into_iter().chain(flags.iter().copied()).collect()
+}
+
+#[test]
+fn a_resumed_job_refuses_another_selection() {
+    let pair = Pair::start(14, 18).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    until_caught_up(&pair);
+    pair.on_blue("INSERT INTO b VALUES (2)").expect("blue writes");
+    for narrower in [["--exclude", "public.b"], ["--table", "public.a"]] {
+        let report = pair.verb(&with(&narrower), 2).expect("run");
+        assert_eq!(report["error"]["object"], "public.b", "{report}");
+        assert!(error(&report).contains("--exclude"), "{report}");
+    }
+    // Nothing was passed over meanwhile.
+    until_caught_up(&pair);
+    pair.assert_equal().expect("both compare");
+}
+
+#[test]
+fn a_table_that_the_job_began_without_is_named_on_resume() {
+    let pair = Pair::start(12, 17).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    let without = with(&["--exclude", "b"]);
+    pair.verb(&without, 0).expect("run");
+    let report = pair.verb(&RUN, 13).expect("run");
+    assert_eq!(report["error"]["object"], "public.b", "{report}");
+    assert_eq!(report["error"]["code"], "schema", "{report}");
+    pair.verb(&without, 0).expect("run goes on as it began");
+}
+
+#[test]
+fn a_new_table_stops_the_job_before_it_says_caught_up() {
+    let pair = Pair::start(13, 18).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    pair.on_green("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+        .expect("green has tables");
+    let hold = Hold::rows(&pair, "a");
+    let mut running = pair.spawn(&RUN).expect("run starts");
+    hold.wait(&mut running);
+    // In mid-seed, long after the list of tables was made.
+    pair.on_blue("CREATE TABLE fresh (id int PRIMARY KEY)")
+        .expect("blue gets a table");
+    hold.release("row");
+    let report = end(&mut running, 13);
+    assert_eq!(report["error"]["object"], "public.fresh", "{report}");
+    assert_eq!(report["caught_up"], false, "{report}");
+    // What the remedy says: without it the job goes on.
+    pair.verb(&with(&["--exclude", "public.fresh"]), 0).expect("run");
+}
+
+#[test]
+fn a_new_partition_is_noticed_while_following() {
+    let pair = Pair::start(14, 18).expect("two servers");
+    pair.on_blue(
+        "CREATE TABLE p (id int) PARTITION BY RANGE (id); \
+         CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)",
+    )
+    .expect("blue has a partitioned table");
+    let mut running = pair.spawn(&["run"]).expect("run starts");
+    running
+        .wait_for("stream started", LIMIT)
+        .expect("the stream starts");
+    pair.on_blue("CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); INSERT INTO p VALUES (15)")
+        .expect("blue gets a partition");
+    let report = end(&mut running, 13);
+    assert_eq!(report["error"]["object"], "public.p2", "{report}");
+    assert!(error(&report).contains("cdc-sync cleanup"), "{report}");
+}
+
+#[test]
+fn a_table_dropped_on_blue_is_only_warned_about() {
+    let pair = Pair::start(16, 18).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    until_caught_up(&pair);
+    pair.on_blue("DROP TABLE b").expect("blue drops a table");
+    let mut running = pair.spawn(&RUN).expect("run starts");
+    end(&mut running, 0);
+    let said = running.stderr();
+    assert!(
+        said.contains("gone from the source") && said.contains("public.b"),
+        "{said}"
+    );
+}
