@@ -566,10 +566,12 @@ pub trait Site: Send + Sync {
     /// When the connection cannot be made.
     fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>>;
 
-    /// Sets each sequence to `max(target, source + buffer × increment)`.
+    /// Sets each sequence to `max(target, source + buffer × increment)`. One that no replicated table takes values from
+    /// may be missing: it is left out.
     ///
     /// # Errors
-    /// When a sequence is missing or would pass its limit.
+    /// When a sequence of a replicated table is missing, or one would have no value left before its limit. None has been
+    /// set then.
     fn advance_sequences<'a>(
         &'a self,
         source: &'a [SequenceState],
@@ -673,6 +675,8 @@ pub enum Occupancy {
     /// exists without rows
     Empty,
     /// holds at least one row
+    /// the tables that take their values from it: by a column that owns it, or by a default
+    pub tables: Vec<TableName>,
     Rows,
 }
 
