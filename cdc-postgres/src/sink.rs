@@ -28,7 +28,7 @@ use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result
 use crate::catalog::qualified;
 use crate::config::Config;
 use crate::state::explained;
-use crate::wire::{Connection, Format, Stage};
+use crate::wire::{Connection, Format, Stage, TransactionStatus};
 use flight::{Failure, Flight, Halt, Subject};
 use net::{Buffers, NetSets};
 use rows::Rows;
@@ -97,20 +97,52 @@ impl PgSink {
                 if let Progress::Open { plans, .. } = &mut self.progress {
                     *plans += 1;
                 }
+        if let Err(error) = self.make_ready(plan).await {
+            return Err(self.not_ready(error).await);
+        }
                 Ok(Applied { rows })
             }
             Err(error) => Err(self.undo(error).await),
         }
     }
 
-    /// Sends a plan; returns how many rows it hit.
-    async fn fly(&mut self, plan: &ApplyPlan) -> Result<u64> {
+    /// Learns what the plan's statements must know of the target.
+    async fn make_ready(&mut self, plan: &ApplyPlan) -> Result<()> {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         if self.tables.crowded() && self.progress == Progress::Asked {
             session::start_over(connection).await?;
             self.tables = Tables::default();
         }
-        self.tables.learn(plan, connection).await?;
+        self.tables.learn(plan, connection).await
+    }
+
+    /// Nothing of the plan has been sent, so there is nothing to undo: a savepoint is the plan's before, which was
+    /// right. But a statement that the server refused has failed the transaction with all that it holds.
+    async fn not_ready(&mut self, error: Error) -> Error {
+        let Some(connection) = self.connection.as_mut() else {
+            self.progress = Progress::None;
+            return error;
+        };
+        if error.what_to_do() == Action::Reconnect {
+            self.drop_connection();
+            return error;
+        }
+        let is_open = matches!(self.progress, Progress::Open { .. });
+        if !is_open || connection.transaction_status() != TransactionStatus::Failed {
+            return error;
+        }
+        match self.rollback_transaction().await {
+            Ok(()) => match error.what_to_do() {
+                Action::Conflict | Action::Stop => error.action(Action::Retry),
+                _ => error,
+            },
+            Err(lost) => lost,
+        }
+    }
+
+    /// Sends a plan; returns how many rows it hit.
+    async fn fly(&mut self, plan: &ApplyPlan) -> Result<u64> {
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
         let mut opening = Opening {
             stream: &self.stream,
