@@ -27,6 +27,7 @@ use crate::publication::LOCK_TIMEOUT;
 use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
+use crate::state::doubt::Doubts;
 use crate::wire::ServerVersion;
 use crate::{
     cleanup, compare, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot, source,
@@ -68,6 +69,8 @@ pub struct PgSite {
     beating: KeptClient,
     /// for loading the seed
     loaders: Arc<Pool>,
+    /// commits of our sinks that may still run
+    doubts: Arc<Doubts>,
 }
 
 impl PgSite {
@@ -95,6 +98,7 @@ impl PgSite {
             asking: KeptClient::new(config.clone(), SOURCE_SETTINGS),
             beating: KeptClient::new(config.clone(), SOURCE_SETTINGS),
             loaders: Arc::new(Pool::new(config.clone(), LOAD_SETTINGS, true)),
+            doubts: Arc::default(),
             config,
             identity,
             version,
@@ -282,7 +286,11 @@ impl Site for PgSite {
     }
 
     fn stream_state<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, StreamState> {
-        Box::pin(async move { state::checkpoint::read(&self.client().await?, stream).await })
+        Box::pin(async move {
+            let client = self.client().await?;
+            self.doubts.settle(&client, stream).await?;
+            state::checkpoint::read(&client, stream).await
+        })
     }
 
     fn start_stream<'a>(
@@ -345,7 +353,7 @@ impl Site for PgSite {
     }
 
     fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>> {
-        let sink = PgSink::new(self.config.clone(), stream, epoch);
+        let sink = PgSink::new(self.config.clone(), stream, epoch, Arc::clone(&self.doubts));
         Box::pin(async move { Ok(Box::new(sink) as Box<dyn Sink>) })
     }
 

@@ -11,6 +11,7 @@
 
 pub(crate) mod barrier;
 pub(crate) mod checkpoint;
+pub(crate) mod doubt;
 pub(crate) mod fence;
 mod schema;
 
