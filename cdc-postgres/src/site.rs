@@ -23,7 +23,7 @@ use crate::catalog;
 use crate::config::Config;
 use crate::error::PgError;
 use crate::loader::LOAD_SETTINGS;
-use crate::publication::LOCK_TIMEOUT;
+use crate::lock::LOCK_TIMEOUT;
 use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
@@ -143,7 +143,10 @@ impl Site for PgSite {
     }
 
     fn inspect<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TableInfo>> {
-        Box::pin(async move { catalog::inspect(&self.client().await?, selection).await })
+        Box::pin(async move {
+            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            catalog::inspect(&client, selection).await
+        })
     }
 
     fn findings<'a>(
@@ -443,7 +446,8 @@ impl Site for PgSite {
             if side == Side::Target {
                 return Ok(state::statements());
             }
-            let tables = catalog::inspect(&self.client().await?, selection).await?;
+            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            let tables = catalog::inspect(&client, selection).await?;
             let tables: Vec<TableName> = tables.into_iter().map(|table| table.name).collect();
             Ok(publication::statements(self.version, names, &tables))
         })

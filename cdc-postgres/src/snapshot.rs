@@ -34,7 +34,7 @@ const CHUNK: usize = 256 * 1024;
 /// and the compiler are blue's own.
 const READ_SETTINGS: &[(&str, &str)] = &[
     ("row_security", "off"),
-    ("lock_timeout", crate::publication::LOCK_TIMEOUT),
+    ("lock_timeout", crate::lock::LOCK_TIMEOUT),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
     ("enable_tidscan", "on"),
