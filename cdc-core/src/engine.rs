@@ -411,7 +411,17 @@ pub trait Site: Send + Sync {
         permanent: bool,
     ) -> BoxFuture<'a, Box<dyn Snapshot>>;
 
-    /// Reads the log for the stream.
+    /// Looks whether the log still has what the stream read up to `checkpoint`, and returns the identity under which
+    /// it goes on: after a promotion of a standby its timeline is the new one. That is the identity for
+    /// [`Site::source`] and for the checkpoints that follow; a later look compares with it.
+    ///
+    /// # Errors
+    /// [`crate::Kind::PositionLost`] when this is another server, or its log lacks what was applied.
+    fn resume<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, crate::SourceIdentity> {
+        Box::pin(async move { Ok(checkpoint.source.clone()) })
+    }
+
+    /// Reads the log for the stream. `identity` comes from [`Site::resume`].
     ///
     /// # Errors
     /// When the names are not valid on this product.
@@ -665,6 +675,8 @@ pub struct SequenceState {
     pub is_called: bool,
     /// its step, negative when descending
     pub increment: i64,
+    /// the tables that take their values from it: by a column that owns it, or by a default
+    pub tables: Vec<TableName>,
 }
 
 /// Whether a target table is there and holds rows.
@@ -675,8 +687,6 @@ pub enum Occupancy {
     /// exists without rows
     Empty,
     /// holds at least one row
-    /// the tables that take their values from it: by a column that owns it, or by a default
-    pub tables: Vec<TableName>,
     Rows,
 }
 

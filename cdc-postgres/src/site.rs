@@ -203,6 +203,14 @@ impl Site for PgSite {
         })
     }
 
+    fn resume<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, SourceIdentity> {
+        Box::pin(source::resume(
+            &self.config,
+            &checkpoint.source,
+            &checkpoint.position,
+        ))
+    }
+
     fn source(&self, names: &JobNames, identity: &SourceIdentity) -> Result<Box<dyn Source>> {
         Ok(Box::new(PgSource::new(
             self.config.clone(),
