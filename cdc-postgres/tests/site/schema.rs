@@ -99,7 +99,8 @@ const OBJECTS: &str = r#"
     SELECT line FROM objects WHERE line NOT LIKE '%_not_null%' ORDER BY line COLLATE "C""#;
 
 fn objects(cluster: &PgCluster) -> String {
-    cluster.sql("db", OBJECTS).unwrap()
+    let script = format!("SET quote_all_identifiers = off; {OBJECTS}");
+    cluster.sql("db", &script).unwrap()
 }
 
 /// Lines of one text that the other lacks, for a readable failure.
