@@ -3,17 +3,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::PgCluster;
-use crate::proc::wait_until;
 
 /// The key of the advisory lock.
 const KEY: i64 = 0x6761_7465;
-/// How long a statement may take to come to the gate.
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// A gate that is shut; it opens when this value goes.
 #[derive(Debug)]
@@ -76,23 +72,6 @@ impl Gate {
             .sql(database, &sql)?
             .parse()
             .context("a count is a number")
-    }
-
-    /// Waits until a statement waits at the gate.
-    pub fn wait_for_one(cluster: &PgCluster, database: &str) -> Result<()> {
-        let mut failed = None;
-        let came = wait_until(LIMIT, || match Self::waiting(cluster, database) {
-            Ok(count) => count > 0,
-            Err(error) => {
-                failed = Some(error);
-                true
-            }
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        ensure!(came, "nothing has come to the gate within {LIMIT:?}");
-        Ok(())
     }
 
     /// Lets everything pass.

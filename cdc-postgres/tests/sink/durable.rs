@@ -1,6 +1,6 @@
 //! What counts as durable is durable, and a commit whose answer was lost is waited for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdc_core::engine::{SeedPhase, SeedTable};
 use cdc_core::model::Identity;
@@ -80,6 +80,14 @@ fn a_commit_is_durable_whatever_the_database_is_set_to() {
     }
 }
 
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "no {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[test]
 fn a_commit_whose_answer_was_lost_is_waited_for_by_who_applies() {
     let schema = format!(
@@ -102,9 +110,10 @@ fn a_commit_whose_answer_was_lost_is_waited_for_by_who_applies() {
         sink.apply(&plan).await.unwrap();
         let first = checkpoint(1);
         let (outcome, ()) = tokio::join!(sink.commit(&first), async {
-            while Gate::waiting(cluster, &database).unwrap() == 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until("a COMMIT at the gate", || {
+                Gate::waiting(cluster, &database).unwrap() > 0
+            })
+            .await;
             proxy.cut_all();
         });
         assert_eq!(outcome.unwrap(), CommitOutcome::Unknown);
@@ -121,9 +130,10 @@ fn a_commit_whose_answer_was_lost_is_waited_for_by_who_applies() {
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%FOR NO KEY UPDATE' \
                      AND wait_event_type = 'Lock' AND datname = current_database()";
         let (state, ()) = tokio::join!(applying.stream_state(STREAM), async {
-            while cluster.sql(&database, waits).unwrap() == "0" {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until("a wait for the COMMIT", || {
+                cluster.sql(&database, waits).unwrap() != "0"
+            })
+            .await;
             gate.open();
         });
         assert_eq!(state.unwrap().checkpoint, Some(checkpoint(1)));

@@ -28,6 +28,15 @@ fn gated() -> (PgCluster, Gate) {
     (target, gate)
 }
 
+/// Waits until a COMMIT has come to the gate.
+async fn at_gate(target: &PgCluster) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Gate::waiting(target, "db").unwrap() == 0 {
+        assert!(Instant::now() < deadline, "nothing comes to the gate");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 const ASKING: &str = "query LIKE 'SELECT txid_status%'";
 
 fn whole_table() -> TablePart {
@@ -51,7 +60,7 @@ async fn loaded(green: &dyn Site) -> Box<dyn BulkLoader> {
     loader
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_load_whose_commit_was_not_answered_is_known_to_have_taken_effect() {
     let (target, gate) = gated();
     let proxy = Proxy::start(target.port()).unwrap();
@@ -60,7 +69,7 @@ async fn a_load_whose_commit_was_not_answered_is_known_to_have_taken_effect() {
         .await
         .unwrap();
     let finish = tokio::spawn(loaded(&*green).await.finish());
-    Gate::wait_for_one(&target, "db").unwrap();
+    at_gate(&target).await;
     proxy.cut_all();
     // The load asks for the outcome, which is not there yet.
     until(
@@ -74,12 +83,12 @@ async fn a_load_whose_commit_was_not_answered_is_known_to_have_taken_effect() {
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "2");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_load_whose_session_was_ended_is_known_to_have_failed() {
     let (target, gate) = gated();
     let green = site(&target).await;
     let finish = tokio::spawn(loaded(&*green).await.finish());
-    Gate::wait_for_one(&target, "db").unwrap();
+    at_gate(&target).await;
     target
         .sql(
             "db",
