@@ -3,6 +3,8 @@
 //! A `Site` is one database in its role as source (blue) or target (green). The verbs of the binary are
 //! written against it alone; adding a database product is one implementation of these two traits.
 
+mod selection;
+
 use std::any::Any;
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use crate::plan::TargetTable;
 use crate::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
+
+pub use selection::TableSelection;
 
 /// One database product.
 pub trait Engine: Send + Sync {
@@ -49,59 +53,6 @@ pub struct JobNames {
     pub job: String,
     /// slot and publication
     pub slot: String,
-}
-
-/// Which tables a job replicates: patterns of `schema.table` with `*` and `?`. Without includes: all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TableSelection {
-    /// patterns of tables to take
-    pub include: Vec<String>,
-    /// patterns of tables to leave, stronger than `include`
-    pub exclude: Vec<String>,
-}
-
-impl TableSelection {
-    /// Whether `table` is replicated. A pattern without a dot matches the table name in any schema.
-    pub fn selects(&self, table: &TableName) -> bool {
-        let full = table.to_string();
-        let hit = |pattern: &String| {
-            let subject = if pattern.contains('.') {
-                full.as_str()
-            } else {
-                table.name.as_str()
-            };
-            wildcard_match(pattern.as_bytes(), subject.as_bytes())
-        };
-        (self.include.is_empty() || self.include.iter().any(hit)) && !self.exclude.iter().any(hit)
-    }
-}
-
-/// `*` is any run of bytes, `?` any one. Linear in the subject for each star: the classic two-pointer walk.
-fn wildcard_match(pattern: &[u8], subject: &[u8]) -> bool {
-    let (mut p, mut s, mut star) = (0, 0, None);
-    while let Some(&byte) = subject.get(s) {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, s));
-                p += 1;
-            }
-            Some(&want) if want == b'?' || want == byte => {
-                p += 1;
-                s += 1;
-            }
-            _ => match star {
-                Some((star_p, star_s)) => {
-                    p = star_p + 1;
-                    s = star_s + 1;
-                    star = Some((star_p, s));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern
-        .get(p..)
-        .is_some_and(|rest| rest.iter().all(|byte| *byte == b'*'))
 }
 
 /// What is known of one table of a site.
@@ -697,33 +648,4 @@ pub struct CleanupReport {
     pub dropped: Vec<String>,
     /// objects of cdc-sync that stay, with the reason
     pub stays: Vec<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn selection_takes_patterns_with_and_without_schema() {
-        let selection = TableSelection {
-            include: vec!["public.*".into(), "orders".into()],
-            exclude: vec!["public.audit_*".into(), "tm?".into()],
-        };
-        let selects = |schema: &str, name: &str| selection.selects(&TableName::new(schema, name));
-        assert!(selects("public", "users"));
-        assert!(selects("sales", "orders"));
-        assert!(!selects("sales", "order_items"));
-        assert!(!selects("public", "audit_2026"));
-        assert!(!selects("public", "tmp"));
-        assert!(selects("public", "tmpx"));
-        assert!(TableSelection::default().selects(&TableName::new("a", "b")));
-    }
-
-    #[test]
-    fn wildcards_backtrack() {
-        assert!(wildcard_match(b"a*b*c", b"axxbyybzc"));
-        assert!(!wildcard_match(b"a*b*c", b"axxbyybz"));
-        assert!(wildcard_match(b"*", b""));
-        assert!(!wildcard_match(b"?", b""));
-    }
 }
