@@ -366,7 +366,17 @@ pub trait Site: Send + Sync {
         permanent: bool,
     ) -> BoxFuture<'a, Box<dyn Snapshot>>;
 
-    /// Reads the log for the stream.
+    /// Looks whether the log still has what the stream read up to `checkpoint`, and returns the identity under which
+    /// it goes on: after a promotion of a standby its timeline is the new one. That is the identity for
+    /// [`Site::source`] and for the checkpoints that follow; a later look compares with it.
+    ///
+    /// # Errors
+    /// [`crate::Kind::PositionLost`] when this is another server, or its log lacks what was applied.
+    fn resume<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, crate::SourceIdentity> {
+        Box::pin(async move { Ok(checkpoint.source.clone()) })
+    }
+
+    /// Reads the log for the stream. `identity` comes from [`Site::resume`].
     ///
     /// # Errors
     /// When the names are not valid on this product.
@@ -545,10 +555,12 @@ pub trait Site: Send + Sync {
     /// When the connection cannot be made.
     fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>>;
 
-    /// Sets each sequence to `max(target, source + buffer × increment)`.
+    /// Sets each sequence to `max(target, source + buffer × increment)`. One that no replicated table takes values from
+    /// may be missing: it is left out.
     ///
     /// # Errors
-    /// When a sequence is missing or would pass its limit.
+    /// When a sequence of a replicated table is missing, or one would have no value left before its limit. None has been
+    /// set then.
     fn advance_sequences<'a>(
         &'a self,
         source: &'a [SequenceState],
@@ -642,6 +654,8 @@ pub struct SequenceState {
     pub is_called: bool,
     /// its step, negative when descending
     pub increment: i64,
+    /// the tables that take their values from it: by a column that owns it, or by a default
+    pub tables: Vec<TableName>,
 }
 
 /// Whether a target table is there and holds rows.

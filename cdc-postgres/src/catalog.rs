@@ -6,6 +6,7 @@ use cdc_core::engine::{ColumnInfo, Occupancy, SiteIdentity, TableInfo};
 use cdc_core::{Error, Kind, Result, TableName, TableSelection};
 use tokio_postgres::Client;
 
+use crate::lock::{self, InTheWay};
 use crate::session::{Pool, during};
 use crate::wire::ServerVersion;
 use crate::wire::identifier;
@@ -102,10 +103,13 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
                    AND i.indexprs IS NULL AND k.place <= i.indnkeyatts) uk ON true \
          WHERE c.relkind = 'r' AND {USER_RELATION} ORDER BY 1, 2"
     );
-    let rows = client
-        .query_typed(&statement, &[])
-        .await
-        .map_err(during("reading the list of tables"))?;
+    // A table's size is read under a lock, which VACUUM FULL and most of ALTER TABLE exclude.
+    let in_the_way = InTheWay {
+        tables: None,
+        modes: &["AccessExclusiveLock"],
+    };
+    let read = || client.query_typed(&statement, &[]);
+    let rows = lock::patiently(client, "reading the list of tables", None, in_the_way, read).await?;
     let tables = rows.iter().map(table_info);
     Ok(tables.filter(|table| selection.selects(&table.name)).collect())
 }

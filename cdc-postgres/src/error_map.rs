@@ -108,6 +108,35 @@ fn object(error: &PgError) -> Option<String> {
     }
 }
 
+/// Quotation marks of the languages that the server speaks.
+const QUOTES: [char; 11] = [
+    '"', '\u{ab}', '\u{bb}', '\u{201c}', '\u{201d}', '\u{201e}', '\u{2039}', '\u{203a}', '\u{300c}',
+    '\u{300d}', '\u{201f}',
+];
+
+/// The message of an error of the server without the value that it quotes, which that of a data exception (class 22)
+/// does. Names of columns and constraints, which other classes quote, stay.
+pub(crate) fn message_without_value(error: &PgError) -> String {
+    if error.sqlstate.is_some_and(|code| code.starts_with("22")) {
+        without_value(&error.message)
+    } else {
+        error.message.clone()
+    }
+}
+
+/// Cuts what stands between the outermost quotes.
+fn without_value(message: &str) -> String {
+    match (message.find(QUOTES), message.rfind(QUOTES)) {
+        (Some(first), Some(last)) if first < last => {
+            let before = message.get(..first).unwrap_or_default();
+            let after = message.get(last..).unwrap_or_default().trim_start_matches(QUOTES);
+            format!("{before}\"…\"{after}")
+        }
+        (Some(first), _) => format!("{}…", message.get(..first).unwrap_or_default()),
+        _ => message.to_owned(),
+    }
+}
+
 /// Reads a position of a PostgreSQL source.
 pub(crate) fn position_lsn(position: &Position) -> Result<Lsn, Error> {
     position
@@ -137,6 +166,28 @@ mod tests {
             ("01000", Kind::Protocol),
         ] {
             assert_eq!(kind_for_sqlstate(SqlState::new(code).unwrap()), kind, "{code}");
+        }
+    }
+
+    #[test]
+    fn quoted_values_are_cut_from_messages() {
+        for (message, without) in [
+            (
+                "invalid input syntax for type integer: \"12: \"x\"\"",
+                "invalid input syntax for type integer: \"…\"",
+            ),
+            (
+                "value \"99999999999\" is out of range for type integer",
+                "value \"…\" is out of range for type integer",
+            ),
+            (
+                "Wert \u{bb}99\u{ab} ist außerhalb des gültigen Bereichs",
+                "Wert \"…\" ist außerhalb des gültigen Bereichs",
+            ),
+            ("division by zero", "division by zero"),
+            ("cut off: \"12", "cut off: …"),
+        ] {
+            assert_eq!(without_value(message), without);
         }
     }
 

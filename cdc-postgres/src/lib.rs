@@ -18,6 +18,7 @@ mod compare;
 mod error_map;
 mod heartbeat;
 mod loader;
+mod lock;
 mod precheck;
 mod publication;
 mod schema;

@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::catalog::{column_list, qualified};
-use crate::error::PgError;
+use crate::error::{PgError, SqlState};
+use crate::error_map::message_without_value;
 use crate::session::Pool;
 use crate::snapshot::COPY_TEXT;
 use crate::state::{FENCE_LOST, explained};
@@ -249,32 +250,18 @@ impl Load {
     }
 }
 
-/// The server quotes what it refuses: in the message of a data exception (class 22) between the outermost quotes, in
-/// detail and context of any error about a row. Names of columns and constraints, which class 23 quotes, stay.
+/// The server quotes what it refuses: in the message of a data exception, in detail and context of any error about a
+/// row.
 fn without_values(error: PgError) -> Error {
-    let code = error
-        .sqlstate
-        .map(|code| code.as_str().to_owned())
-        .unwrap_or_default();
-    if !code.starts_with("22") && !code.starts_with("23") {
+    let about_rows = |code: SqlState| code.starts_with("22") || code.starts_with("23");
+    let Some(code) = error.sqlstate.filter(|code| about_rows(*code)) else {
         return Error::from(error);
-    }
-    let message = match (
-        code.starts_with("22"),
-        error.message.find('"'),
-        error.message.rfind('"'),
-    ) {
-        (true, Some(first), Some(last)) => {
-            let start = error.message.get(..first).unwrap_or_default();
-            let end = error.message.get(last..).unwrap_or_default();
-            format!("{start}\"…{end}")
-        }
-        _ => error.message.clone(),
     };
+    let message = message_without_value(&error);
     let mapped = Error::from(error);
     Error::new(mapped.kind(), message)
         .action(mapped.what_to_do())
-        .code(code)
+        .code(code.as_str())
 }
 
 /// Line and column from the server's context of a COPY error: `COPY t, line 3, column b: "value"`.

@@ -4,22 +4,26 @@
 //! made later does not exist.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use cdc_core::engine::JobNames;
-use cdc_core::{Action, Error, Kind, Result, TableName};
+use cdc_core::{Error, Kind, Result, TableName};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::catalog::{OWN_SCHEMA, qualified};
+use crate::lock::{self, InTheWay, LOCK_TIMEOUT};
 use crate::session::during;
 use crate::wire::ServerVersion;
 use crate::wire::identifier;
 
-/// What a statement may wait for a lock on blue. Whoever waits for a lock makes others wait behind it.
-pub(crate) const LOCK_TIMEOUT: &str = "5s";
-/// How often a statement that met a lock is tried.
-const ATTEMPTS: u32 = 6;
+/// What excludes SHARE UPDATE EXCLUSIVE.
+const EXCLUDING: &[&str] = &[
+    "ShareUpdateExclusiveLock",
+    "ShareLock",
+    "ShareRowExclusiveLock",
+    "ExclusiveLock",
+    "AccessExclusiveLock",
+];
 /// Tables added in one transaction: each is locked (SHARE UPDATE EXCLUSIVE, which reads and writes do not notice)
 /// until its end.
 const CHUNK: usize = 100;
@@ -266,30 +270,21 @@ fn refuse_partial(
 
 /// Runs a statement on blue, a few times when it meets a lock; then names who holds it.
 async fn execute(client: &Client, statement: &str, tables: &[TableName], object: &str) -> Result<()> {
-    let mut attempt = 1;
-    loop {
-        let error = match client.batch_execute(statement).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        // The failed statement may stand between BEGIN and COMMIT.
-        let _ = client.batch_execute("ROLLBACK").await;
-        let waited = error.code().is_some_and(|code| code.code() == "55P03");
-        let error = during("preparing the source")(error).object(object);
-        if !waited {
-            return Err(permission_remedy(error, object));
+    let run = || async move {
+        let done = client.batch_execute(statement).await;
+        if done.is_err() {
+            // The failed statement may stand between BEGIN and COMMIT.
+            let _ = client.batch_execute("ROLLBACK").await;
         }
-        let holders = lock_holders(client, tables).await?;
-        if attempt == ATTEMPTS {
-            return Err(error
-                .context(format!("waiting for a lock held by {holders}"))
-                .action(Action::Retry)
-                .remedy("let these sessions finish or end them, then run again"));
-        }
-        tracing::warn!("{object}: a lock needed on the source is held by {holders}; trying again");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        attempt += 1;
-    }
+        done
+    };
+    let in_the_way = InTheWay {
+        tables: Some(tables),
+        modes: EXCLUDING,
+    };
+    lock::patiently(client, "preparing the source", Some(object), in_the_way, run)
+        .await
+        .map_err(|error| permission_remedy(error, object))
 }
 
 fn permission_remedy(error: Error, object: &str) -> Error {
@@ -304,35 +299,6 @@ fn permission_remedy(error: Error, object: &str) -> Error {
         ),
         _ => error,
     }
-}
-
-/// Who holds a lock on one of the tables that excludes SHARE UPDATE EXCLUSIVE.
-async fn lock_holders(client: &Client, tables: &[TableName]) -> Result<String> {
-    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
-    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-    let rows = client
-        .query(
-            "SELECT DISTINCT format('process %s (%s%s, %s on %s.%s, transaction open for %s s)', a.pid, \
-                    a.backend_type, COALESCE(' ' || NULLIF(a.application_name, ''), ''), l.mode, n.nspname, \
-                    c.relname, COALESCE(extract(epoch FROM clock_timestamp() - a.xact_start)::int8, 0)) \
-             FROM unnest($1::text[], $2::text[]) AS t (schema, name) \
-             JOIN pg_namespace n ON n.nspname = t.schema \
-             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name \
-             JOIN pg_locks l ON l.locktype = 'relation' AND l.relation = c.oid AND l.granted \
-                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-                  AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', \
-                                 'ExclusiveLock', 'AccessExclusiveLock') \
-             JOIN pg_stat_activity a ON a.pid = l.pid AND a.pid <> pg_backend_pid()",
-            &[&schemas, &names],
-        )
-        .await
-        .map_err(during("looking for the holder of a lock"))?;
-    let holders: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    Ok(if holders.is_empty() {
-        "a session that has ended meanwhile".to_owned()
-    } else {
-        holders.join(", ")
-    })
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use tokio::process::Command;
 
 use crate::catalog::{USER_RELATION, major_of, qualified};
 use crate::config::{Config, LIBPQ_VARIABLES};
-use crate::publication::LOCK_TIMEOUT;
+use crate::lock::LOCK_TIMEOUT;
 use crate::session::{connect, during};
 use crate::wire::ServerVersion;
 use restore::Stage;

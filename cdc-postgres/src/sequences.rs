@@ -1,7 +1,7 @@
 //! Sequences: their values never travel in the log (PostgreSQL manual, "Logical Replication Restrictions"), so they
 //! are read on the source and set on the target.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cdc_core::engine::{SequenceAdvance, SequenceState};
 use cdc_core::{Error, Kind, Result, TableName};
@@ -20,7 +20,22 @@ struct Sequence {
     state: SequenceState,
     min: i64,
     max: i64,
+    /// whether it begins anew at its limit
+    cycles: bool,
 }
+
+/// The tables that take values from sequence `s`: the one whose column owns it (a serial or identity column), those
+/// with a default that names it, and their partitions, which may have neither.
+const TABLES: &str = "SELECT array_agg(n.nspname::text ORDER BY n.nspname, c.relname), \
+            array_agg(c.relname::text ORDER BY n.nspname, c.relname) \
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid IN ( \
+         WITH users (oid) AS ( \
+             SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = s.seqrelid \
+                 AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i') \
+             UNION SELECT f.adrelid FROM pg_depend d JOIN pg_attrdef f ON f.oid = d.objid \
+             WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass \
+                 AND d.refobjid = s.seqrelid) \
+         SELECT u.oid FROM users u UNION SELECT p.relid FROM users u, pg_partition_tree(u.oid) p)";
 
 /// All sequences of the user's schemas, those of identity and serial columns included.
 pub(crate) async fn read(client: &Client) -> Result<Vec<SequenceState>> {
@@ -30,8 +45,10 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<SequenceState>> {
 
 async fn read_with_limits(client: &Client) -> Result<Vec<Sequence>> {
     let statement = format!(
-        "SELECT n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax \
+        "SELECT n.nspname::text, c.relname::text, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle, \
+                COALESCE(t.schemas, '{{}}'), COALESCE(t.names, '{{}}') \
          FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         CROSS JOIN LATERAL ({TABLES}) t (schemas, names) \
          WHERE {USER_RELATION} ORDER BY 1, 2"
     );
     let rows = client
@@ -46,9 +63,16 @@ async fn read_with_limits(client: &Client) -> Result<Vec<Sequence>> {
                 last_value: 0,
                 is_called: false,
                 increment: row.get(2),
+                tables: row
+                    .get::<_, Vec<String>>(6)
+                    .into_iter()
+                    .zip(row.get::<_, Vec<String>>(7))
+                    .map(|(schema, name)| TableName::new(schema, name))
+                    .collect(),
             },
             min: row.get(3),
             max: row.get(4),
+            cycles: row.get(5),
         })
         .collect();
     for chunk in sequences.chunks_mut(CHUNK) {
@@ -83,7 +107,8 @@ async fn read_values(client: &Client, sequences: &mut [Sequence]) -> Result<()> 
 }
 
 /// Sets the target's sequences to `max(target, source + buffer × increment)`; all are looked at before the first is
-/// set. A sequence that the target lacks is named in a warning: nothing on the target can take a value from it.
+/// set. A sequence that the target lacks is an error when a replicated table takes values from it; another is named
+/// in a warning.
 pub(crate) async fn advance(
     client: &Client,
     source: &[SequenceState],
@@ -94,11 +119,15 @@ pub(crate) async fn advance(
         .into_iter()
         .map(|sequence| (sequence.state.name.clone(), sequence))
         .collect();
+    let replicated = replicated(client).await?;
     let (mut plan, mut missing) = (Vec::new(), Vec::new());
     for state in source {
         match targets.remove(&state.name) {
             Some(target) => plan.push((state, goal(state, &target, buffer)?, target)),
-            None => missing.push(state.name.to_string()),
+            None => match state.tables.iter().find(|table| replicated.contains(table)) {
+                Some(table) => return Err(lacking(state, table)),
+                None => missing.push(state.name.to_string()),
+            },
         }
     }
     if !missing.is_empty() {
@@ -133,6 +162,38 @@ pub(crate) async fn advance(
         });
     }
     Ok(advanced)
+}
+
+/// The tables of the streams into this database.
+async fn replicated(client: &Client) -> Result<HashSet<TableName>> {
+    let doing = "reading which tables are replicated";
+    let row = client
+        .query_typed_one("SELECT to_regclass('cdc_sync.seed') IS NOT NULL", &[])
+        .await
+        .map_err(during(doing))?;
+    if !row.get::<_, bool>(0) {
+        return Ok(HashSet::new());
+    }
+    let rows = client
+        .query_typed("SELECT schema_name, table_name FROM cdc_sync.seed", &[])
+        .await
+        .map_err(during(doing))?;
+    let table = |row: &tokio_postgres::Row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(rows.iter().map(table).collect())
+}
+
+fn lacking(state: &SequenceState, table: &TableName) -> Error {
+    Error::new(
+        Kind::Schema,
+        format!("the target has no sequence of this name, but table {table} takes its values from it on the source"),
+    )
+    .object(format!("sequence {}", state.name))
+    .remedy(format!(
+        "create it on the target as it is on the source (CREATE SEQUENCE {} INCREMENT BY {} …, and the column's \
+         default or OWNED BY), then run again",
+        qualified(&state.name),
+        state.increment
+    ))
 }
 
 /// What a sequence is set to.
@@ -173,23 +234,40 @@ fn goal(source: &SequenceState, target: &Sequence, buffer: u32) -> Result<Option
         };
     }
     within(source, target, source.last_value)?;
-    let margin = i128::from(source.increment) * i128::from(buffer);
-    let wanted = i128::from(source.last_value) + margin;
-    let value = wanted.clamp(i128::from(target.min), i128::from(target.max));
-    if value != wanted {
-        tracing::warn!(
-            "sequence {}: {wanted} would pass its limit, it is set to its limit {value}",
-            source.name
-        );
-    }
-    let value = i64::try_from(value).unwrap_or(source.last_value);
+    let step = i128::from(source.increment);
+    let wanted = i128::from(source.last_value) + step * i128::from(buffer);
+    let stands = i128::from(here.last_value);
+    let is_ahead = |value: i128, of: i128| if descending { value < of } else { value > of };
     // Not called at the same value means that this value would be given once more.
-    let reached = here.is_called && !is_ahead(value, here.last_value)
-        || !here.is_called && is_ahead(here.last_value, value);
-    Ok((!reached).then_some(Value {
-        last_value: value,
+    if here.is_called && !is_ahead(wanted, stands) || !here.is_called && is_ahead(stands, wanted) {
+        return Ok(None);
+    }
+    let limits = i128::from(target.min)..=i128::from(target.max);
+    // The first INSERT after the cutover takes the value behind it.
+    if !limits.contains(&(wanted + step)) && !target.cycles {
+        return Err(no_room(source, target, buffer));
+    }
+    let value = wanted.clamp(*limits.start(), *limits.end());
+    Ok(Some(Value {
+        last_value: i64::try_from(value).unwrap_or(source.last_value),
         is_called: true,
     }))
+}
+
+fn no_room(source: &SequenceState, target: &Sequence, buffer: u32) -> Error {
+    Error::new(
+        Kind::Schema,
+        format!(
+            "{buffer} values behind the source's {}, the target's sequence has no value left: its limits are {} to {}",
+            source.last_value, target.min, target.max
+        ),
+    )
+    .object(format!("sequence {}", source.name))
+    .remedy(format!(
+        "give the sequence room on the target (ALTER SEQUENCE {} AS bigint NO MINVALUE NO MAXVALUE, and its column a \
+         type that holds the values), or take a smaller --sequence-buffer",
+        qualified(&source.name)
+    ))
 }
 
 fn within(source: &SequenceState, target: &Sequence, value: i64) -> Result<()> {
@@ -220,6 +298,7 @@ mod tests {
             last_value,
             is_called,
             increment,
+            tables: Vec::new(),
         }
     }
 
@@ -228,6 +307,7 @@ mod tests {
             state: state(last_value, is_called, increment),
             min,
             max,
+            cycles: false,
         }
     }
 
@@ -281,22 +361,31 @@ mod tests {
     }
 
     #[test]
-    fn limits_cap_the_margin_and_refuse_the_value() {
-        assert_eq!(
-            set(state(32_000, true, 1), target(1, false, 1, 1, 32_767), 1_000),
-            Some((32_767, true))
-        );
-        assert_eq!(
-            set(
+    fn what_would_pass_the_limit_is_refused() {
+        let near = |value| state(value, true, 1);
+        let small = || target(1, false, 1, 1, 32_767);
+        assert_eq!(set(near(32_000), small(), 766), Some((32_766, true)));
+        assert_eq!(set(near(32_000), target(32_767, true, 1, 1, 32_767), 700), None);
+        for (source, target, buffer) in [
+            (near(32_000), small(), 767),
+            (near(40_000), small(), 10),
+            (
                 state(i64::MAX - 1, true, i64::MAX),
                 target(1, false, 1, 1, i64::MAX),
-                u32::MAX
+                u32::MAX,
             ),
-            Some((i64::MAX, true))
-        );
-        let error = goal(&state(40_000, true, 1), &target(1, false, 1, 1, 32_767), 10).unwrap_err();
-        assert_eq!(error.kind(), Kind::Schema);
-        assert!(error.to_string().starts_with("sequence public.s: "), "{error}");
-        assert!(goal(&state(4, true, 1), &target(1, false, -1, -9, 9), 10).is_err());
+            (state(-5, true, -1), target(-1, false, -1, -9, -1), 4),
+        ] {
+            let error = goal(&source, &target, buffer).unwrap_err();
+            assert_eq!(error.kind(), Kind::Schema);
+            assert!(error.to_string().starts_with("sequence public.s: "), "{error}");
+            assert!(error.remedy_text().unwrap().contains("ALTER SEQUENCE"));
+        }
+        let cycling = Sequence {
+            cycles: true,
+            ..small()
+        };
+        assert_eq!(set(near(32_000), cycling, 1_000), Some((32_767, true)));
+        assert!(goal(&near(4), &target(1, false, -1, -9, 9), 10).is_err());
     }
 }

@@ -21,14 +21,17 @@ mod values;
 
 pub(crate) use session::{SessionRole, replica_role};
 
+use std::sync::Arc;
+
 use cdc_core::plan::{ApplyPlan, Step};
 use cdc_core::sink::Applied;
 use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink};
 
 use crate::catalog::qualified;
 use crate::config::Config;
+use crate::state::doubt::{Doubt, Doubts};
 use crate::state::explained;
-use crate::wire::{Connection, Format, Stage};
+use crate::wire::{Connection, Format, Stage, TransactionStatus};
 use flight::{Failure, Flight, Halt, Subject};
 use net::{Buffers, NetSets};
 use rows::Rows;
@@ -60,11 +63,12 @@ pub(crate) struct PgSink {
     tables: Tables,
     buffers: Buffers,
     progress: Progress,
+    doubt: Doubt,
 }
 
 impl PgSink {
     /// A sink for `stream` under the fence's `epoch`. Connects when it begins, on the runtime it is used on.
-    pub(crate) fn new(config: Config, stream: &str, epoch: i64) -> Self {
+    pub(crate) fn new(config: Config, stream: &str, epoch: i64, doubts: Arc<Doubts>) -> Self {
         Self {
             config,
             stream: stream.to_owned(),
@@ -73,6 +77,7 @@ impl PgSink {
             tables: Tables::default(),
             buffers: Buffers::default(),
             progress: Progress::None,
+            doubt: Doubt::new(doubts, stream),
         }
     }
 
@@ -92,6 +97,9 @@ impl PgSink {
         if self.progress == Progress::None {
             return Err(Error::bug("a plan is applied outside a target transaction"));
         }
+        if let Err(error) = self.make_ready(plan).await {
+            return Err(self.not_ready(error).await);
+        }
         match self.fly(plan).await {
             Ok(rows) => {
                 if let Progress::Open { plans, .. } = &mut self.progress {
@@ -103,14 +111,43 @@ impl PgSink {
         }
     }
 
-    /// Sends a plan; returns how many rows it hit.
-    async fn fly(&mut self, plan: &ApplyPlan) -> Result<u64> {
+    /// Learns what the plan's statements must know of the target.
+    async fn make_ready(&mut self, plan: &ApplyPlan) -> Result<()> {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         if self.tables.crowded() && self.progress == Progress::Asked {
             session::start_over(connection).await?;
             self.tables = Tables::default();
         }
-        self.tables.learn(plan, connection).await?;
+        self.tables.learn(plan, connection).await
+    }
+
+    /// Nothing of the plan has been sent, so there is nothing to undo: a savepoint is the plan's before, which was
+    /// right. But a statement that the server refused has failed the transaction with all that it holds.
+    async fn not_ready(&mut self, error: Error) -> Error {
+        let Some(connection) = self.connection.as_mut() else {
+            self.progress = Progress::None;
+            return error;
+        };
+        if error.what_to_do() == Action::Reconnect {
+            self.drop_connection();
+            return error;
+        }
+        let is_open = matches!(self.progress, Progress::Open { .. });
+        if !is_open || connection.transaction_status() != TransactionStatus::Failed {
+            return error;
+        }
+        match self.rollback_transaction().await {
+            Ok(()) => match error.what_to_do() {
+                Action::Conflict | Action::Stop => error.action(Action::Retry),
+                _ => error,
+            },
+            Err(lost) => lost,
+        }
+    }
+
+    /// Sends a plan; returns how many rows it hit.
+    async fn fly(&mut self, plan: &ApplyPlan) -> Result<u64> {
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
         let mut opening = Opening {
             stream: &self.stream,
@@ -174,6 +211,7 @@ impl PgSink {
         }
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
+        self.doubt.begin();
         let mut opening = Opening {
             stream: &self.stream,
             epoch: &self.epoch,
@@ -186,6 +224,7 @@ impl PgSink {
         let failure = match flight.finish(fed).await {
             Ok(_) => {
                 self.progress = Progress::None;
+                self.doubt.end();
                 return Ok(CommitOutcome::Done);
             }
             Err(failure) => failure,
@@ -194,9 +233,11 @@ impl PgSink {
             // Everything went out at once, so the server may have come to the COMMIT; and a session that is ended
             // while it waits for a synchronous standby has committed already.
             self.drop_connection();
+            self.doubt.remains();
             tracing::warn!(?failure, "the answer to COMMIT is lost");
             return Ok(CommitOutcome::Unknown);
         }
+        self.doubt.end();
         let error = match failure {
             Failure::Server { error, .. } => explained(error, &self.stream),
             Failure::Own(error) => error,

@@ -23,10 +23,11 @@ use crate::catalog;
 use crate::config::Config;
 use crate::error::PgError;
 use crate::loader::LOAD_SETTINGS;
-use crate::publication::LOCK_TIMEOUT;
+use crate::lock::LOCK_TIMEOUT;
 use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
+use crate::state::doubt::Doubts;
 use crate::wire::ServerVersion;
 use crate::{
     cleanup, compare, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot, source,
@@ -68,6 +69,8 @@ pub struct PgSite {
     beating: KeptClient,
     /// for loading the seed
     loaders: Arc<Pool>,
+    /// commits of our sinks that may still run
+    doubts: Arc<Doubts>,
 }
 
 impl PgSite {
@@ -95,6 +98,7 @@ impl PgSite {
             asking: KeptClient::new(config.clone(), SOURCE_SETTINGS),
             beating: KeptClient::new(config.clone(), SOURCE_SETTINGS),
             loaders: Arc::new(Pool::new(config.clone(), LOAD_SETTINGS, true)),
+            doubts: Arc::default(),
             config,
             identity,
             version,
@@ -139,7 +143,10 @@ impl Site for PgSite {
     }
 
     fn inspect<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TableInfo>> {
-        Box::pin(async move { catalog::inspect(&self.client().await?, selection).await })
+        Box::pin(async move {
+            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            catalog::inspect(&client, selection).await
+        })
     }
 
     fn findings<'a>(
@@ -194,6 +201,14 @@ impl Site for PgSite {
             let snapshot = snapshot::create(&self.config, self.version, names, permanent).await?;
             Ok(Box::new(snapshot) as Box<dyn Snapshot>)
         })
+    }
+
+    fn resume<'a>(&'a self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, SourceIdentity> {
+        Box::pin(source::resume(
+            &self.config,
+            &checkpoint.source,
+            &checkpoint.position,
+        ))
     }
 
     fn source(&self, names: &JobNames, identity: &SourceIdentity) -> Result<Box<dyn Source>> {
@@ -282,7 +297,11 @@ impl Site for PgSite {
     }
 
     fn stream_state<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, StreamState> {
-        Box::pin(async move { state::checkpoint::read(&self.client().await?, stream).await })
+        Box::pin(async move {
+            let client = self.client().await?;
+            self.doubts.settle(&client, stream).await?;
+            state::checkpoint::read(&client, stream).await
+        })
     }
 
     fn start_stream<'a>(
@@ -362,7 +381,7 @@ impl Site for PgSite {
     }
 
     fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>> {
-        let sink = PgSink::new(self.config.clone(), stream, epoch);
+        let sink = PgSink::new(self.config.clone(), stream, epoch, Arc::clone(&self.doubts));
         Box::pin(async move { Ok(Box::new(sink) as Box<dyn Sink>) })
     }
 
@@ -452,7 +471,8 @@ impl Site for PgSite {
             if side == Side::Target {
                 return Ok(state::statements());
             }
-            let tables = catalog::inspect(&self.client().await?, selection).await?;
+            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            let tables = catalog::inspect(&client, selection).await?;
             let tables: Vec<TableName> = tables.into_iter().map(|table| table.name).collect();
             Ok(publication::statements(self.version, names, &tables))
         })

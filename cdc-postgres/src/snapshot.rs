@@ -34,7 +34,7 @@ const CHUNK: usize = 256 * 1024;
 /// and the compiler are blue's own.
 const READ_SETTINGS: &[(&str, &str)] = &[
     ("row_security", "off"),
-    ("lock_timeout", crate::publication::LOCK_TIMEOUT),
+    ("lock_timeout", crate::lock::LOCK_TIMEOUT),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
     ("enable_tidscan", "on"),
@@ -122,6 +122,10 @@ impl Shared {
         );
         match connection.simple_query(&begin).await {
             Ok(_) => Ok(connection),
+            // For a snapshot that is not there, 22023 before PostgreSQL 16 and 42704 since.
+            Err(error) if is_one_of(&error, &["22023", "42704"]) => {
+                Err(snapshot_gone(&self.snapshot).caused_by(self.lost(error)))
+            }
             Err(error) => Err(self.lost(error)),
         }
     }
@@ -136,29 +140,24 @@ impl Shared {
         Ok(())
     }
 
-    /// An error while reading. A snapshot that the server does not know is gone, or of another server.
+    /// An error while reading: after one connection was lost the others are likely lost as well.
     fn lost(&self, error: PgError) -> Error {
         self.pool.clear();
-        let code = error.sqlstate.map(|code| code.as_str().to_owned());
-        let unknown = match code.as_deref() {
-            // 22023 before PostgreSQL 16 for a name without a file, 42704 since.
-            Some("22023" | "42704") => error.message.contains("snapshot"),
-            _ => false,
-        };
-        let error = Error::from(error);
-        if unknown {
-            return snapshot_gone(&self.snapshot).caused_by(error);
-        }
-        error
+        Error::from(error)
     }
 }
 
+fn is_one_of(error: &PgError, codes: &[&str]) -> bool {
+    error.sqlstate.is_some_and(|code| codes.contains(&code.as_str()))
+}
+
+/// A new snapshot mends it: what is not complete is copied again.
 fn snapshot_gone(snapshot: &str) -> Error {
     Error::new(
         Kind::PositionLost,
         format!("snapshot {snapshot} is gone: the connection that held it has ended, or this is another server"),
     )
-    .action(Action::Reconnect)
+    .action(Action::Retry)
     .remedy(
         "run again: unfinished tables are copied from a new snapshot. A URL must lead to one server, not through \
          a load balancer or a pooler that shares sessions",

@@ -1,5 +1,6 @@
 //! The source: one walsender connection that reads a slot.
 
+mod history;
 mod tail;
 
 use std::time::{Duration, Instant};
@@ -15,9 +16,7 @@ use crate::error_map::position_lsn;
 use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::slot_state::{SEED_AGAIN, SlotState};
-use crate::walsender::{
-    Frame, PgoutputOptions, SystemIdentity, WalSender, WalSenderOptions, parse_frame, split_frames,
-};
+use crate::walsender::{Frame, PgoutputOptions, WalSender, WalSenderOptions, parse_frame, split_frames};
 use crate::wire::Feature;
 
 pub(crate) use tail::tail;
@@ -96,7 +95,19 @@ impl PgSource {
         let from = position_lsn(&start.from)?;
         let mut sender = WalSender::connect(&self.config, &self.options).await?;
         let server = sender.identify_system().await?;
-        self.expect_identity(&server)?;
+        history::expect_server(&self.identity, &server)?;
+        history::expect_written(&server, from)?;
+        if history::known_timeline(&self.identity).is_some_and(|known| known != server.timeline) {
+            // Checkpoints that are written from here on must carry the new timeline: see `resume`.
+            return Err(Error::new(
+                Kind::Unreachable,
+                format!(
+                    "the source was promoted to timeline {} meanwhile",
+                    server.timeline
+                ),
+            )
+            .action(Action::Reconnect));
+        }
         let slot = self.free_slot(&mut sender).await?;
         slot.expect_usable(&server.dbname, from)?;
 
@@ -114,44 +125,6 @@ impl PgSource {
         self.durable = from;
         self.heard = false;
         Ok(decoder)
-    }
-
-    /// Compares the server with the one of the checkpoint: a position means nothing on another.
-    fn expect_identity(&self, server: &SystemIdentity) -> Result<()> {
-        let refuse = |what: &str, here: &str, there: &str| {
-            Err(Error::new(
-                Kind::PositionLost,
-                format!("the checkpoint was written for {what} {there}, but this is {what} {here}"),
-            )
-            .remedy(format!("connect to the right server, or {SEED_AGAIN}")))
-        };
-        let known = &self.identity;
-        let system = server.system_id.to_string();
-        if system != known.system {
-            return refuse("the server with system identifier", &system, &known.system);
-        }
-        if server.dbname != known.database {
-            return refuse("database", &server.dbname, &known.database);
-        }
-        // A standby that was promoted goes on with a higher timeline; a lower one is a copy that was restored from
-        // before the checkpoint.
-        match known.timeline.parse::<u32>() {
-            Ok(timeline) if server.timeline < timeline => {
-                refuse("timeline", &server.timeline.to_string(), &known.timeline)
-            }
-            Ok(timeline) => {
-                if server.timeline > timeline {
-                    tracing::warn!(
-                        known = timeline,
-                        now = server.timeline,
-                        "the source has a new timeline"
-                    );
-                }
-                Ok(())
-            }
-            Err(_) if known.timeline.is_empty() => Ok(()),
-            Err(_) => refuse("timeline", &server.timeline.to_string(), &known.timeline),
-        }
     }
 
     /// The state of the slot once nobody uses it.
@@ -248,6 +221,36 @@ impl PgSource {
     }
 }
 
+/// Looks whether the source's log still has what `known` and `from` mean, and returns the identity under which the
+/// stream goes on: after a promotion it has the new timeline.
+pub(crate) async fn resume(
+    config: &Config,
+    known: &SourceIdentity,
+    from: &Position,
+) -> Result<SourceIdentity> {
+    let from = position_lsn(from)?;
+    let looking = async {
+        let mut sender = WalSender::connect(config, &WalSenderOptions::default()).await?;
+        let server = sender.identify_system().await?;
+        history::expect_server(known, &server)?;
+        if let Some(timeline) = history::known_timeline(known) {
+            history::expect_continued(&mut sender, &server, timeline, from).await?;
+        }
+        history::expect_written(&server, from)?;
+        sender.close().await;
+        Ok(SourceIdentity {
+            timeline: server.timeline.to_string(),
+            ..known.clone()
+        })
+    };
+    timeout(OPEN_TIMEOUT, looking).await.map_err(|_| {
+        Error::from(PgError::timeout(format!(
+            "the source did not tell its identity within {} s",
+            OPEN_TIMEOUT.as_secs()
+        )))
+    })?
+}
+
 fn not_open() -> Error {
     Error::new(Kind::Unreachable, "the stream is not open").action(Action::Reconnect)
 }
@@ -333,31 +336,6 @@ mod tests {
             slot: "cdc_sync_j".into(),
         };
         PgSource::new(config, &names, identity).unwrap()
-    }
-
-    fn server(system_id: u64, timeline: u32, dbname: &str) -> SystemIdentity {
-        SystemIdentity {
-            system_id,
-            timeline,
-            xlogpos: Lsn(1),
-            dbname: dbname.into(),
-        }
-    }
-
-    #[test]
-    fn another_server_or_history_is_refused() {
-        let source = source();
-        assert!(source.expect_identity(&server(7, 2, "d")).is_ok());
-        assert!(source.expect_identity(&server(7, 3, "d")).is_ok());
-        for (other, named) in [
-            (server(8, 2, "d"), "system identifier 8"),
-            (server(7, 2, "e"), "database e"),
-            (server(7, 1, "d"), "timeline 1"),
-        ] {
-            let error = source.expect_identity(&other).unwrap_err();
-            assert_eq!(error.kind(), Kind::PositionLost);
-            assert!(error.to_string().contains(named), "{error}");
-        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 pub(crate) mod barrier;
 pub(crate) mod checkpoint;
+pub(crate) mod doubt;
 pub(crate) mod fence;
 pub(crate) mod intent;
 mod schema;

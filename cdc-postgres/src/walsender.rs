@@ -115,6 +115,13 @@ impl WalSender {
         })
     }
 
+    /// `TIMELINE_HISTORY`: the content of the history file of a timeline other than the first.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<String, PgError> {
+        let results = self.command(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        let fields = Fields::of(&results, "TIMELINE_HISTORY")?;
+        fields.required("content").map(str::to_owned)
+    }
+
     /// `SHOW`: a server setting.
     pub async fn show(&mut self, name: &str) -> Result<String, PgError> {
         // The command takes bare names only.

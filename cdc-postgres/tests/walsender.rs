@@ -310,8 +310,8 @@ async fn slot_creation_waits_for_writers_and_can_be_cancelled() {
     }
 }
 
-/// A stream with a transaction of some 60 MB waiting in it, and a timeout of two seconds.
-async fn impatient_stream(major: u16, ssl: bool) -> (PgCluster, WalSender) {
+/// A stream with a transaction of some 60 MB waiting in it.
+async fn loaded_stream(major: u16, ssl: bool, wal_sender_timeout: &str) -> (PgCluster, WalSender) {
     let mut builder = PgCluster::builder(major);
     if ssl {
         builder = builder.ssl().hba("hostnossl all all 127.0.0.1/32 reject");
@@ -324,7 +324,7 @@ async fn impatient_stream(major: u16, ssl: bool) -> (PgCluster, WalSender) {
         )
         .unwrap();
     let settings = ReplicationSettings {
-        wal_sender_timeout: "2s".into(),
+        wal_sender_timeout: wal_sender_timeout.into(),
         ..ReplicationSettings::default()
     };
     let options = WalSenderOptions {
@@ -349,11 +349,11 @@ async fn impatient_stream(major: u16, ssl: bool) -> (PgCluster, WalSender) {
 #[tokio::test]
 async fn a_reader_that_stalls_keeps_its_stream_by_status_updates() {
     for (major, ssl) in [(12, false), (18, true)] {
-        let (cluster, mut stream) = impatient_stream(major, ssl).await;
+        let (cluster, mut stream) = loaded_stream(major, ssl, "6s").await;
         // Three timeouts without reading a byte; only the timer speaks.
         let mut timer = tokio::time::interval(Duration::from_millis(500));
         let stall = Instant::now();
-        while stall.elapsed() < Duration::from_secs(6) {
+        while stall.elapsed() < Duration::from_secs(18) {
             timer.tick().await;
             stream
                 .try_send_status(Lsn(1), Lsn(1), Lsn(1), false)
@@ -377,7 +377,7 @@ async fn a_reader_that_stalls_keeps_its_stream_by_status_updates() {
 #[tokio::test]
 async fn a_reader_that_stalls_in_silence_loses_its_stream() {
     // What the test above would show if the updates did nothing.
-    let (cluster, mut stream) = impatient_stream(18, false).await;
+    let (cluster, mut stream) = loaded_stream(18, false, "6s").await;
     let begun = Instant::now();
     while !cluster
         .log()
@@ -399,7 +399,7 @@ async fn a_reader_that_stalls_in_silence_loses_its_stream() {
 
 #[tokio::test]
 async fn a_reader_with_a_small_chunk_gets_everything_in_order() {
-    let (_cluster, mut stream) = impatient_stream(18, true).await;
+    let (_cluster, mut stream) = loaded_stream(18, true, "60s").await;
     let mut received = Received::default();
     let mut chunk = Vec::new();
     while received.count('C') == 0 {
@@ -431,7 +431,7 @@ async fn a_reader_with_a_small_chunk_gets_everything_in_order() {
 
 #[tokio::test]
 async fn a_stream_in_the_middle_of_a_transaction_stops_in_time() {
-    let (cluster, mut stream) = impatient_stream(18, false).await;
+    let (cluster, mut stream) = loaded_stream(18, false, "60s").await;
     let mut chunk = Vec::new();
     stream.read_frames(&mut chunk, 1 << 20).await.unwrap();
     stream.stop(Duration::from_secs(60)).await.unwrap();
@@ -446,7 +446,7 @@ async fn a_stream_in_the_middle_of_a_transaction_stops_in_time() {
 #[tokio::test]
 async fn a_server_that_shuts_down_ends_the_stream_when_all_is_confirmed() {
     for major in [12, 18] {
-        let (mut cluster, mut stream) = impatient_stream(major, false).await;
+        let (mut cluster, mut stream) = loaded_stream(major, false, "60s").await;
         let stop = std::thread::spawn(move || cluster.stop(StopMode::Fast).map(|()| cluster));
         let mut received = Received::default();
         let mut chunk = Vec::new();

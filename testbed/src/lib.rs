@@ -22,6 +22,7 @@
 
 mod blocking;
 pub mod compare;
+mod gate;
 pub mod pair;
 mod port;
 pub mod postgres;
@@ -33,6 +34,7 @@ mod table;
 mod watchdog;
 pub mod workload;
 
+pub use gate::Gate;
 pub use pair::Pair;
 pub use postgres::{PgCluster, StopMode};
 pub use process::Process;

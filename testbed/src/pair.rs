@@ -53,10 +53,15 @@ impl Pair {
 
     /// A command of the binary for this pair, which asks nothing and prints JSON.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let [source, target] = self.urls();
+        let [_, target] = self.urls();
+        self.command_to(&target, arguments)
+    }
+
+    fn command_to(&self, target: &str, arguments: &[&str]) -> Result<Command> {
+        let [source, _] = self.urls();
         let mut command = process::cdc_sync()?;
         command.args(arguments).args(["--yes", "--json"]);
-        command.args(["--source", &source, "--target", &target]);
+        command.args(["--source", &source, "--target", target]);
         if arguments.first() == Some(&"run") {
             command.arg("--pg-bin").arg(postgres_tools()?.bin);
         }
@@ -66,6 +71,11 @@ impl Pair {
     /// Starts a verb.
     pub fn spawn(&self, arguments: &[&str]) -> Result<Process> {
         Process::spawn(self.command(arguments)?)
+    }
+
+    /// Starts a verb that reaches green by another URL, such as that of a proxy.
+    pub fn spawn_to(&self, target: &str, arguments: &[&str]) -> Result<Process> {
+        Process::spawn(self.command_to(target, arguments)?)
     }
 
     /// Runs a verb to its end and returns its JSON.

@@ -135,23 +135,8 @@ impl PgCluster {
     /// Runs SQL with `psql` as superuser over the Unix socket (which asks for no password) and returns the
     /// result rows, unaligned: columns separated by `|`, rows by line ends. Stops at the first error.
     pub fn sql(&self, database: &str, script: &str) -> Result<String> {
-        let mut psql = postgres_tools()?
-            .command("psql")
-            .args([
-                "-X",
-                "-q",
-                "-A",
-                "-t",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-U",
-                "postgres",
-                "-d",
-                database,
-            ])
-            .arg("-h")
-            .arg(self.socket_dir())
-            .args(["-p", &self.port().to_string(), "-f", "-"])
+        let mut psql = self
+            .psql(database)?
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -178,6 +163,23 @@ impl PgCluster {
             .context("psql printed something that is not UTF-8")?
             .trim_end()
             .to_owned())
+    }
+
+    /// `psql` as superuser over the Unix socket, reading its standard input.
+    pub(crate) fn psql(&self, database: &str) -> Result<Command> {
+        let mut psql = postgres_tools()?.command("psql");
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+            .args(["-U", "postgres", "-d", database, "-h"])
+            .arg(self.socket_dir())
+            .args(["-p", &self.port().to_string(), "-f", "-"]);
+        Ok(psql)
+    }
+
+    /// Makes a standby the primary of a new timeline.
+    pub fn promote(&self) -> Result<()> {
+        let promoted = self.sql("postgres", "SELECT pg_promote()")?;
+        ensure!(promoted == "t", "the standby was not promoted in time");
+        Ok(())
     }
 
     /// Creates a database.

@@ -11,8 +11,8 @@ use crate::model::{TableSchema, TxnRecord};
 const MAX_SLAB_BYTES: usize = (1 << 31) - 1;
 
 impl Batch {
-    /// Numbers a table for the rows that follow. Decoders remember the number together with
-    /// [`Batch::generation`].
+    /// Numbers a table for the rows that follow. A decoder may remember the number as long as the batch has the same
+    /// table under it ([`Batch::tables`]).
     ///
     /// # Errors
     /// When a batch names more than 65,536 table versions.

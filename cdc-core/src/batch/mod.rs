@@ -54,8 +54,7 @@ impl Batch {
         Self::default()
     }
 
-    /// Empties the batch, keeping its capacity. [`Batch::generation`] changes, so that decoders drop table
-    /// numbers they remember.
+    /// Empties the batch, keeping its capacity. Table numbers of before mean nothing any more.
     pub fn clear(&mut self) {
         self.slab.clear();
         if self.slab.capacity() > RETAINED_SLAB_BYTES {
@@ -72,7 +71,8 @@ impl Batch {
         self.generation += 1;
     }
 
-    /// Counts the times the batch was cleared.
+    /// Counts the times this batch was cleared. Each batch counts its own, so that two batches have the same number at
+    /// times: a decoder that remembers table numbers tells by the table itself whether one still stands for it.
     pub fn generation(&self) -> u64 {
         self.generation
     }

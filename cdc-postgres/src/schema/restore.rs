@@ -231,24 +231,37 @@ async fn is_there(client: &Client, statement: Statement<'_>) -> Result<bool> {
             *table,
             *name,
             "SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid \
-             WHERE i.indrelid = to_regclass($1) AND quote_ident(x.relname) = $2",
+             WHERE i.indrelid = to_regclass($1) AND x.relname = $2",
         ),
         ["ALTER", "TABLE", "ONLY", table, "ADD", "CONSTRAINT", name, ..]
         | ["ALTER", "TABLE", table, "ADD", "CONSTRAINT", name, ..] => (
             *table,
             *name,
-            "SELECT FROM pg_constraint x WHERE x.conrelid = to_regclass($1) AND quote_ident(x.conname) = $2",
+            "SELECT FROM pg_constraint x WHERE x.conrelid = to_regclass($1) AND x.conname = $2",
         ),
         // Triggers, rules, policies: their names belong to their tables, so that "exists" says which is meant.
         // Statistics and event triggers have names of their own.
         ["CREATE", ..] => return Ok(true),
         _ => return Ok(false),
     };
+    // Whether the script quotes a name that need not be is up to a setting of the server that was dumped.
+    let name = unquoted(name);
     let found = client
         .query_typed_opt(catalog, &[(&table, Type::TEXT), (&name, Type::TEXT)])
         .await
         .map_err(during("looking for an index or constraint"))?;
     Ok(found.is_some())
+}
+
+/// An identifier as the catalog has it.
+fn unquoted(identifier: &str) -> String {
+    match identifier
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+    {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => identifier.to_owned(),
+    }
 }
 
 /// The words of a statement; space within quotes divides nothing.
@@ -438,6 +451,13 @@ mod tests {
             "COMMENT ON INDEX public.i IS 'x'",
         ] {
             assert!(!is_within_table(Statement(text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_compared_without_their_quotes() {
+        for (identifier, name) in [("i", "i"), ("\"i\"", "i"), ("\"A \"\"b\"", "A \"b")] {
+            assert_eq!(unquoted(identifier), name);
         }
     }
 

@@ -22,6 +22,13 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long sessions that were ended may take to roll back.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Keepalives on the control session let the server notice within a minute that our machine is gone.
+const CONTROL_SETTINGS: &[(&str, &str)] = &[
+    ("tcp_keepalives_idle", "20"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "4"),
+];
+
 /// The right to apply a stream, as long as its control session lives.
 #[derive(Debug)]
 pub(crate) struct PgFence {
@@ -33,13 +40,7 @@ pub(crate) struct PgFence {
 
 /// Takes the right; waits until a live holder goes, then until the last transaction of a dead one has ended.
 pub(crate) async fn take(config: &Config, stream: &str, timeout: Duration) -> Result<PgFence> {
-    // Keepalives on the control session let the server notice within a minute that our machine is gone.
-    let keepalive = [
-        ("tcp_keepalives_idle", "20"),
-        ("tcp_keepalives_interval", "10"),
-        ("tcp_keepalives_count", "4"),
-    ];
-    let control = connect(config, &keepalive).await?;
+    let control = connect(config, CONTROL_SETTINGS).await?;
     wait_for_predecessor(&control, stream, timeout).await?;
     let epoch = raise_epoch(config, &control, stream, timeout).await?;
     Ok(PgFence {
@@ -172,28 +173,44 @@ impl Fence for PgFence {
     fn check(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if self.control.is_closed() {
-                // The lock went with the session. Whoever took it meanwhile has raised the epoch.
-                let control = connect(&self.config, &[]).await?;
-                schema::refuse_newer(&control).await?;
-                if !try_lock(&control, &self.stream).await? {
-                    let who = holder(&control, &self.stream).await?.unwrap_or_default();
-                    return Err(self.lost(&who));
-                }
-                self.control = control;
+                self.control = self.reopen().await?;
             }
-            let sql = "SELECT epoch FROM cdc_sync.fence WHERE stream = $1";
-            let row = self.control.query_opt(sql, &[&self.stream]).await;
-            let row = row.map_err(|error| during("checking the fence")(error).action(Action::Reconnect))?;
-            match row.map(|row| row.get::<_, i64>(0)) {
-                Some(epoch) if epoch == self.epoch => Ok(()),
-                Some(epoch) => Err(self.lost(&format!("epoch {epoch}"))),
-                None => Err(self.lost("nobody: the fence row is gone")),
-            }
+            self.expect_epoch(&self.control).await
         })
     }
 }
 
 impl PgFence {
+    /// Takes the lock that went with the session. Whoever took it meanwhile raises the epoch before it does
+    /// anything, so the epoch tells a successor from a session of our own that the server has not noticed to be dead.
+    async fn reopen(&self) -> Result<Client> {
+        let control = connect(&self.config, CONTROL_SETTINGS).await?;
+        schema::refuse_newer(&control).await?;
+        if try_lock(&control, &self.stream).await? {
+            return Ok(control);
+        }
+        self.expect_epoch(&control).await?;
+        let who = holder(&control, &self.stream).await?;
+        let who = who.unwrap_or_else(|| "a session that just ended".to_owned());
+        Err(Error::new(
+            Kind::Unreachable,
+            format!("the control session was lost, and its lock is still held by {who}"),
+        )
+        .action(Action::Reconnect)
+        .object(format!("job {}", self.stream)))
+    }
+
+    async fn expect_epoch(&self, control: &Client) -> Result<()> {
+        let sql = "SELECT epoch FROM cdc_sync.fence WHERE stream = $1";
+        let row = control.query_opt(sql, &[&self.stream]).await;
+        let row = row.map_err(|error| during("checking the fence")(error).action(Action::Reconnect))?;
+        match row.map(|row| row.get::<_, i64>(0)) {
+            Some(epoch) if epoch == self.epoch => Ok(()),
+            Some(epoch) => Err(self.lost(&format!("epoch {epoch}"))),
+            None => Err(self.lost("nobody: the fence row is gone")),
+        }
+    }
+
     fn lost(&self, to: &str) -> Error {
         Error::new(Kind::Fenced, format!("another instance has taken over: {to}"))
             .object(format!("job {}", self.stream))

@@ -87,14 +87,25 @@ impl Server {
         (Server { socket: ours }, login)
     }
 
-    /// A connection that is logged in; version 11 has no settings to make after the login.
+    /// A connection that is logged in; version 11 has no settings to make after the login but that for commits.
     pub(crate) async fn connected(purpose: Purpose) -> (Server, Connection) {
+        let commits = purpose == Purpose::Sql;
         let (mut server, login) = Server::login(purpose);
         let (connection, ()) = tokio::join!(login, async {
             server.startup().await;
             server.send(&welcome("11.22")).await;
+            if commits {
+                server.settings().await;
+            }
         });
         (server, connection.unwrap())
+    }
+
+    /// Answers the statements after the login.
+    pub(crate) async fn settings(&mut self) {
+        let sql = self.expect(b'Q').await;
+        assert!(String::from_utf8_lossy(&sql).contains("synchronous_commit"));
+        self.send(&[complete("SELECT 0"), ready(b'I')].concat()).await;
     }
 
     /// Reads the startup packet; its parameters as `name=value`.

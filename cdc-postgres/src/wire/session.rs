@@ -88,9 +88,15 @@ pub(super) fn as_options(user: Option<&str>, extra: &[(&str, &str)]) -> String {
     options
 }
 
-/// The statement for the settings that only some versions know: in the startup packet an unknown one would be refused.
+/// A role or database may have `synchronous_commit = off`: then COMMIT is answered before it is durable, and what
+/// depends on it (the slot's confirmed position) would run ahead of what a crash leaves. Stricter values stay.
+const DURABLE_COMMIT: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', false) \
+     WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+
+/// The statements for what cannot go into the startup packet: settings that only some versions know, which would be
+/// refused there, and one that depends on its value.
 ///
-/// It is one statement because a walsender of PostgreSQL 14 and older takes no list of them.
+/// A walsender gets one statement: that of PostgreSQL 14 and older takes no list of them. It commits nothing.
 pub(super) fn after_startup(version: ServerVersion, purpose: &Purpose) -> Option<String> {
     let mut settings: Vec<(&str, &str)> = Vec::new();
     let mut add = |feature, name, value| {
@@ -112,9 +118,6 @@ pub(super) fn after_startup(version: ServerVersion, purpose: &Purpose) -> Option
             &replication.logical_decoding_work_mem,
         );
     }
-    if settings.is_empty() {
-        return None;
-    }
     let calls: Vec<String> = settings
         .iter()
         .map(|(name, value)| {
@@ -125,7 +128,10 @@ pub(super) fn after_startup(version: ServerVersion, purpose: &Purpose) -> Option
             )
         })
         .collect();
-    Some(format!("SELECT {}", calls.join(", ")))
+    let calls = (!calls.is_empty()).then(|| format!("SELECT {}", calls.join(", ")));
+    let durable = (*purpose == Purpose::Sql).then(|| DURABLE_COMMIT.to_owned());
+    let statements: Vec<String> = calls.into_iter().chain(durable).collect();
+    (!statements.is_empty()).then(|| statements.join("; "))
 }
 
 /// `text` as an SQL string literal; `standard_conforming_strings` is on in all our sessions.
@@ -171,7 +177,8 @@ mod tests {
         let replication = Purpose::Replication(ReplicationSettings::default());
         let sql = |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose);
         assert_eq!(sql(110_000, &replication), None);
-        assert_eq!(sql(130_000, &Purpose::Sql), None);
+        assert_eq!(sql(130_000, &Purpose::Sql).unwrap(), DURABLE_COMMIT);
+        assert!(sql(180_000, &Purpose::Sql).unwrap().ends_with(DURABLE_COMMIT));
         assert_eq!(
             sql(120_000, &replication).unwrap(),
             "SELECT pg_catalog.set_config('wal_sender_timeout', '60s', false)"

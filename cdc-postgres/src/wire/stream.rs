@@ -19,6 +19,10 @@ use crate::tls;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// How long what was sent may stay unacknowledged. While it does, the kernel sends no keepalives but repeats it, for a
+/// quarter of an hour by default.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// An open byte stream to a server.
 #[derive(Debug)]
@@ -121,6 +125,8 @@ async fn open_tcp(host: &str, port: u16) -> Result<TcpStream, PgError> {
                     .with_interval(KEEPALIVE_INTERVAL)
                     .with_retries(KEEPALIVE_PROBES);
                 SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
+                #[cfg(target_os = "linux")]
+                SockRef::from(&tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
                 return Ok(tcp);
             }
             Err(error) => last = Some(PgError::connection(format!("{error} (address {address})"))),
@@ -182,5 +188,22 @@ impl AsyncWrite for Stream {
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls { stream, .. } => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_peer_that_vanished_is_noticed_within_a_minute() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let tcp = open_tcp("127.0.0.1", port).await.unwrap();
+        let socket = SockRef::from(&tcp);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
     }
 }

@@ -204,7 +204,14 @@ async fn statements_are_cancelled_and_sessions_ended_with_their_reason() {
             let running =
                 "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(6%' AND state = 'active'
                            AND pid <> pg_backend_pid()";
-            while value(&mut watch, running).await != "1" {}
+            let waiting = async {
+                while value(&mut watch, running).await != "1" {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), waiting)
+                .await
+                .expect("the statement runs");
             token.cancel().await
         });
         sent.unwrap();

@@ -55,6 +55,32 @@ fn a_later_plan_that_fails_takes_nothing_with_it() {
 }
 
 #[test]
+fn a_plan_that_cannot_be_made_ready_takes_nothing_with_it() {
+    let schema = "CREATE TABLE t (id int8 PRIMARY KEY, v text); CREATE TABLE u (id int8 PRIMARY KEY, v text)";
+    on_each("unready", schema, async |mut target| {
+        let [t, u] = ["t", "u"].map(|name| table(name, &["*id", "v"], Identity::Key));
+        let plans = [("1", &t), ("2", &t), ("3", &u), ("4", &t)].map(|(id, table)| {
+            let group = Changes::new().insert(table, &[id.into(), "x".into()]).group();
+            target.plan(group, PlanMode::Net)
+        });
+        target.sql("ALTER TABLE u DROP COLUMN v");
+        target.sink.begin().await.unwrap();
+        for (plan, right) in plans.iter().zip([true, true, false, true]) {
+            let applied = target.sink.apply(plan).await;
+            assert_eq!(applied.is_ok(), right, "{applied:?}");
+            if let Err(error) = applied {
+                assert_eq!((error.kind(), error.what_to_do()), (Kind::Schema, Action::Stop));
+            }
+        }
+        target.commit().await.unwrap();
+        assert_eq!(
+            target.sql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM t"),
+            "1 2 4"
+        );
+    });
+}
+
+#[test]
 fn a_transaction_that_is_rolled_back_leaves_the_sink_usable() {
     on_each("rolled_back", SCHEMA, async |mut target| {
         let t = table("t", &["*id", "v"], Identity::Key);

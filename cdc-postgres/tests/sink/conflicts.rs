@@ -135,7 +135,7 @@ fn a_row_that_exists_is_named() {
 fn refused_values_are_named_but_not_quoted() {
     on_each("refused", SCHEMA, async |mut target| {
         let t = table("t", &COLUMNS, Identity::Key);
-        let cases: [(&str, [Of<'_>; 4], &str); 4] = [
+        let cases: [(&str, [Of<'_>; 4], &str); 5] = [
             (
                 "too long",
                 ["11".into(), "u11".into(), "secret".into(), "1".into()],
@@ -145,6 +145,11 @@ fn refused_values_are_named_but_not_quoted() {
                 "no number",
                 ["11".into(), "u11".into(), "v".into(), "secret".into()],
                 "22P02",
+            ),
+            (
+                "out of range",
+                ["11".into(), "u11".into(), "v".into(), "99999999999".into()],
+                "22003",
             ),
             (
                 "check",
@@ -171,10 +176,18 @@ fn refused_values_are_named_but_not_quoted() {
                     error.object_name().unwrap().starts_with("public.t"),
                     "{what}: {error:?}"
                 );
-                assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+                let shown = format!("{error:?}");
+                assert!(
+                    !shown.contains("secret") && !shown.contains("99999999999"),
+                    "{shown}"
+                );
                 let names_column = error.message().contains("column n: ");
                 let can_name = mode == PlanMode::Ordered && target.cluster.major() >= 14;
-                assert_eq!(names_column, code == "22P02" && can_name, "{error:?}");
+                assert_eq!(
+                    names_column,
+                    ["22P02", "22003"].contains(&code) && can_name,
+                    "{error:?}"
+                );
             }
             // Longer than an UPDATE by set may cut it.
             let mut changes = Changes::new();

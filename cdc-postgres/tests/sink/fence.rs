@@ -6,6 +6,7 @@ use cdc_core::model::Identity;
 use cdc_core::plan::PlanMode;
 use cdc_core::{Action, Kind};
 use cdc_postgres::config::Config;
+use testbed::Gate;
 
 use crate::changes::{Changes, Of, table};
 use crate::on_each;
@@ -72,13 +73,55 @@ fn a_control_session_that_is_lost_is_opened_again() {
             "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
              WHERE locktype = 'advisory' AND datname = current_database()",
         );
+        regained(&mut target).await;
+        assert!(target.site.holder(STREAM).await.unwrap().is_some());
+    });
+}
+
+/// Checks the fence until it holds; each error on the way is one to reconnect after.
+async fn regained(target: &mut Target) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = target.fence.check().await {
+        assert_eq!(error.what_to_do(), Action::Reconnect, "{error:?}");
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The server may not know yet that a control session of ours is dead: it holds the lock, but no epoch of its own.
+#[test]
+fn a_lock_that_is_still_held_stops_nobody_whose_epoch_stands() {
+    on_each("lingering", SCHEMA, async |mut target| {
+        let url = target.cluster.url(&target.database);
+        let lingering = testbed::postgres::connect(&url).await.unwrap();
+        let lock = format!("SELECT pg_advisory_lock(1667523443, hashtext('{STREAM}'))");
+        let taken = tokio::spawn(async move {
+            lingering.batch_execute(&lock).await.unwrap();
+            lingering
+        });
+        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = target.fence.check().await {
-            assert_eq!(error.what_to_do(), Action::Reconnect, "{error:?}");
-            assert!(Instant::now() < deadline);
+        while target.sql(waits) != "1" {
+            assert!(Instant::now() < deadline, "the lock is not waited for");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(target.site.holder(STREAM).await.unwrap().is_some());
+        // The control session ends, and the lock is at once another's.
+        target.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database \
+             WHERE locktype = 'advisory' AND granted AND datname = current_database()",
+        );
+        let lingering = taken.await.unwrap();
+        for _ in 0..3 {
+            let error = target.fence.check().await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.what_to_do()),
+                (Kind::Unreachable, Action::Reconnect),
+                "{error:?}"
+            );
+        }
+        drop(lingering);
+        regained(&mut target).await;
     });
 }
 
@@ -88,10 +131,8 @@ async fn orphan(target: &Target, script: &str) {
     let (client, driver) = config.connect_client(&[]).await.unwrap();
     let script = script.to_owned();
     let running = tokio::spawn(async move { client.batch_execute(&script).await });
-    let waits =
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
     let deadline = Instant::now() + PATIENCE;
-    while target.sql(waits) != "1" {
+    while Gate::waiting(target.cluster, &target.database).unwrap() != 1 {
         assert!(!running.is_finished(), "{:?}", running.await);
         assert!(Instant::now() < deadline, "the orphan does not run");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -105,11 +146,13 @@ fn a_takeover_waits_for_the_statement_of_a_killed_instance() {
     on_each("waits", SCHEMA, async |target| {
         let other = site(target.cluster, &target.database).await;
         let epoch = target.fence.epoch();
+        let gate = Gate::shut(target.cluster, &target.database).unwrap();
         orphan(
             &target,
             &format!(
                 "BEGIN; SELECT cdc_sync.hold_fence('{STREAM}', {epoch}); INSERT INTO public.t VALUES (1, 'orphan'); \
-                 SELECT pg_sleep(2); COMMIT"
+                 SELECT {}; COMMIT",
+                Gate::pass()
             ),
         )
         .await;
@@ -121,8 +164,17 @@ fn a_takeover_waits_for_the_statement_of_a_killed_instance() {
             ..
         } = target;
         drop((fence, sink));
-        let fence = other.take_fence(STREAM, PATIENCE).await.unwrap();
-        assert_eq!(fence.epoch(), epoch + 1);
+        let raises = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO cdc_sync.fence%' \
+                      AND wait_event_type = 'Lock' AND datname = current_database()";
+        let (fence, ()) = tokio::join!(other.take_fence(STREAM, PATIENCE), async {
+            let deadline = Instant::now() + PATIENCE;
+            while cluster.sql(&database, raises).unwrap() != "1" {
+                assert!(Instant::now() < deadline, "the takeover does not wait");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            gate.open();
+        });
+        assert_eq!(fence.unwrap().epoch(), epoch + 1);
         assert_eq!(cluster.sql(&database, "SELECT v FROM t").unwrap(), "orphan");
     });
 }
@@ -132,11 +184,13 @@ fn a_takeover_ends_what_does_not_end() {
     on_each("ends", SCHEMA, async |target| {
         let other = site(target.cluster, &target.database).await;
         let epoch = target.fence.epoch();
+        let _gate = Gate::shut(target.cluster, &target.database).unwrap();
         orphan(
             &target,
             &format!(
                 "BEGIN; SELECT cdc_sync.hold_fence('{STREAM}', {epoch}); INSERT INTO public.t VALUES (1, 'orphan'); \
-                 SELECT pg_sleep(600); COMMIT"
+                 SELECT {}; COMMIT",
+                Gate::pass()
             ),
         )
         .await;

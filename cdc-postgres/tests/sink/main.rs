@@ -3,6 +3,7 @@
 mod atomic;
 mod changes;
 mod conflicts;
+mod durable;
 mod fence;
 mod keyless;
 mod sets;

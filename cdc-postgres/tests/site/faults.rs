@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use cdc_core::seed::{BulkFormat, BulkLoader, TablePart};
 use cdc_core::{Action, Engine, Error, Kind, Site};
 use cdc_postgres::site::PgEngine;
-use testbed::PgCluster;
 use testbed::proxy::Proxy;
+use testbed::{Gate, PgCluster};
 
 use crate::{cluster, fence, names, site, table};
 
@@ -19,24 +19,25 @@ async fn until(cluster: &PgCluster, query: &str, wanted: &str) {
     }
 }
 
-/// A target whose COMMIT of a load takes three seconds, whatever the session's role.
-fn slow_to_commit() -> PgCluster {
+/// A target where the COMMIT of a load waits at a gate.
+fn gated() -> (PgCluster, Gate) {
     let target = cluster(16);
-    target
-        .sql(
-            "db",
-            "CREATE TABLE t (id int);
-             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-                 $$ BEGIN IF NEW.id = 1 THEN PERFORM pg_sleep(3); END IF; RETURN NULL; END $$;
-             CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
-                 FOR EACH ROW EXECUTE FUNCTION slow();
-             ALTER TABLE t ENABLE ALWAYS TRIGGER slow",
-        )
-        .unwrap();
-    target
+    let schema = format!("CREATE TABLE t (id int); {}", Gate::at_commit("t"));
+    target.sql("db", &schema).unwrap();
+    let gate = Gate::shut(&target, "db").unwrap();
+    (target, gate)
 }
 
-const COMMITTING: &str = "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'";
+/// Waits until a COMMIT has come to the gate.
+async fn at_gate(target: &PgCluster) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Gate::waiting(target, "db").unwrap() == 0 {
+        assert!(Instant::now() < deadline, "nothing comes to the gate");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+const ASKING: &str = "query LIKE 'SELECT txid_status%'";
 
 fn whole_table() -> TablePart {
     TablePart {
@@ -61,25 +62,33 @@ async fn loaded(green: &dyn Site) -> Box<dyn BulkLoader> {
 
 #[tokio::test]
 async fn a_load_whose_commit_was_not_answered_is_known_to_have_taken_effect() {
-    let target = slow_to_commit();
+    let (target, gate) = gated();
     let proxy = Proxy::start(target.port()).unwrap();
     let green = PgEngine
         .connect(&target.url_at(proxy.port(), "db"), Duration::from_secs(10))
         .await
         .unwrap();
     let finish = tokio::spawn(loaded(&*green).await.finish());
-    until(&target, COMMITTING, "1").await;
+    at_gate(&target).await;
     proxy.cut_all();
+    // The load asks for the outcome, which is not there yet.
+    until(
+        &target,
+        &format!("SELECT count(*) > 0 FROM pg_stat_activity WHERE {ASKING}"),
+        "t",
+    )
+    .await;
+    gate.open();
     assert_eq!(finish.await.unwrap().unwrap(), 2);
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "2");
 }
 
 #[tokio::test]
 async fn a_load_whose_session_was_ended_is_known_to_have_failed() {
-    let target = slow_to_commit();
+    let (target, gate) = gated();
     let green = site(&target).await;
     let finish = tokio::spawn(loaded(&*green).await.finish());
-    until(&target, COMMITTING, "1").await;
+    at_gate(&target).await;
     target
         .sql(
             "db",
@@ -92,6 +101,7 @@ async fn a_load_whose_session_was_ended_is_known_to_have_failed() {
         (Kind::Unreachable, Action::Reconnect),
         "{error:?}"
     );
+    gate.open();
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
 }
 
@@ -162,7 +172,13 @@ async fn a_copy_whose_connections_break_says_what_is_lost() {
     )
     .await;
     let error = snapshot.read(&parts[0]).await.err().unwrap();
-    assert_eq!(error.kind(), Kind::PositionLost, "{error:?}");
+    // A new snapshot mends it.
+    assert_eq!(
+        (error.kind(), error.what_to_do()),
+        (Kind::PositionLost, Action::Retry),
+        "{error:?}"
+    );
+    assert_eq!(snapshot.alive().await.unwrap_err().what_to_do(), Action::Retry);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! What the source holds for a stream, heartbeats and the catalog.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cdc_core::{Engine, Kind, TableSelection};
+use cdc_core::{Action, Engine, Kind, TableSelection};
 use cdc_postgres::site::PgEngine;
 
 use crate::{all_tables, cluster, names, site, table};
@@ -112,9 +112,22 @@ fn a_lock_in_the_way_is_named_and_a_missing_right_explained() {
         let holder = scope.spawn(|| source.sql("db", "BEGIN; LOCK TABLE t; SELECT pg_sleep(300)"));
         let held =
             "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 't'::regclass";
+        let deadline = Instant::now() + Duration::from_secs(120);
         while source.sql("db", held).unwrap() != "1" {
-            std::thread::yield_now();
+            assert!(Instant::now() < deadline, "the table is not locked");
+            std::thread::sleep(Duration::from_millis(20));
         }
+        let inspected = runtime.block_on(blue.inspect(&TableSelection::default()));
+        let error = inspected.unwrap_err();
+        assert_eq!(
+            (error.what_to_do(), error.object_name()),
+            (Action::Retry, Some("table public.t")),
+            "{error:?}"
+        );
+        assert!(
+            error.message().contains("AccessExclusiveLock on public.t"),
+            "{error:?}"
+        );
         let prepared = runtime.block_on(blue.prepare_source(&names(), &t));
         source
             .sql(

@@ -227,7 +227,7 @@ fn a_read_that_is_dropped_loses_nothing() {
 fn a_server_that_asks_is_answered_by_reading_alone() {
     let stage = Stage::set(14, &[], SCHEMA);
     let mut options = WalSenderOptions::default();
-    options.settings.wal_sender_timeout = "1s".into();
+    options.settings.wal_sender_timeout = "6s".into();
     let mut source = stage.source().with_options(options);
     let _decoder = stage
         .runtime
@@ -236,7 +236,7 @@ fn a_server_that_asks_is_answered_by_reading_alone() {
     // After half the time the server asks; unanswered, it would end the session.
     let mut chunk = RawChunk::default();
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(5) {
+    while begun.elapsed() < Duration::from_secs(15) {
         let read = stage.runtime.block_on(async {
             tokio::time::timeout(Duration::from_millis(100), source.read(&mut chunk)).await
         });
@@ -251,6 +251,6 @@ fn a_server_that_asks_is_answered_by_reading_alone() {
             })
         )
     });
-    assert!(asked.count() >= 3);
+    assert!(asked.count() >= 2);
     stage.runtime.block_on(source.close()).unwrap();
 }

@@ -2,4 +2,5 @@
 
 mod decoded;
 mod lifecycle;
+mod promotion;
 mod stage;

@@ -82,11 +82,12 @@ async fn open(context: &RunContext, epoch: i64) -> Result<Session> {
         ..
     } = context;
     let state = target.stream_state(&names.job).await?;
-    let checkpoint = state.checkpoint.ok_or_else(|| {
+    let mut checkpoint = state.checkpoint.ok_or_else(|| {
         Error::new(Kind::PositionLost, "the checkpoint is gone from the target")
             .object(format!("job {}", names.job))
             .remedy("was `cleanup` run, or the target restored? seed again with run --truncate-target")
     })?;
+    checkpoint.source = source.resume(&checkpoint).await?;
     let seeded_to: HashMap<_, _> = state
         .seed
         .into_iter()

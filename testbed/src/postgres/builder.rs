@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{PASSWORD, PgCluster, tls};
 use crate::port::Port;
-use crate::provision::{postgres_server, server_user};
+use crate::provision::{postgres_server, postgres_tools, server_user};
 use crate::watchdog::Watchdog;
 
 /// Settings of every cluster: small, with room for replication, and loopback only.
@@ -52,6 +53,8 @@ pub struct Builder {
     password: Option<PasswordAuth>,
     ssl: bool,
     hba: Vec<String>,
+    /// the port of the primary
+    standby_of: Option<u16>,
 }
 
 impl Builder {
@@ -63,6 +66,7 @@ impl Builder {
             password: None,
             ssl: false,
             hba: Vec::new(),
+            standby_of: None,
         }
     }
 
@@ -102,6 +106,13 @@ impl Builder {
         self
     }
 
+    /// A copy of `primary` (of the same major version) that follows its WAL, instead of a new cluster.
+    #[must_use]
+    pub fn standby_of(mut self, primary: &PgCluster) -> Builder {
+        self.standby_of = Some(primary.port());
+        self
+    }
+
     /// Makes the cluster and starts it; returns when it takes connections.
     ///
     /// # Errors
@@ -133,7 +144,10 @@ impl Builder {
             postmaster: None,
             watchdog,
         };
-        self.initdb(&cluster)?;
+        match self.standby_of {
+            None => self.initdb(&cluster)?,
+            Some(primary) => base_backup(&cluster, primary)?,
+        }
         cluster.tls = self.configure(&cluster)?;
         cluster.launch()?;
         if password {
@@ -194,6 +208,10 @@ impl Builder {
                 set(name, value)?;
             }
         }
+        if let Some(primary) = self.standby_of {
+            let conninfo = format!("host=127.0.0.1 port={primary} user=postgres");
+            set("primary_conninfo", &conninfo)?;
+        }
         let method = match self.password {
             None => "trust",
             Some(PasswordAuth::Scram) => "scram-sha-256",
@@ -225,4 +243,27 @@ impl Builder {
         fs::write(cluster.data_dir().join("pg_hba.conf"), hba)?;
         Ok(files)
     }
+}
+
+/// Copies a running primary, with what makes the copy its standby.
+fn base_backup(cluster: &PgCluster, primary: u16) -> Result<()> {
+    let mut command = postgres_tools()?.command("pg_basebackup");
+    command
+        .arg("-d")
+        .arg(format!("host=127.0.0.1 port={primary} user=postgres"))
+        .args(["-X", "stream", "-c", "fast", "--no-sync", "-D"])
+        .arg(cluster.data_dir())
+        .current_dir(&cluster.root);
+    if let Some(user) = &cluster.user {
+        command.uid(user.uid).gid(user.gid);
+    }
+    let output = command.output().context("cannot run pg_basebackup")?;
+    ensure!(
+        output.status.success(),
+        "pg_basebackup failed:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // What `-R` would write has options of the newest libpq, which older servers do not know.
+    fs::write(cluster.data_dir().join("standby.signal"), "")?;
+    Ok(())
 }

@@ -36,9 +36,12 @@ async fn a_login_may_arrive_split_anywhere() {
     ]
     .concat();
     for at in 0..=bytes.len() {
-        let connection = login(async |server| server.send_split(&bytes, at).await)
-            .await
-            .unwrap();
+        let connection = login(async |server| {
+            server.send_split(&bytes, at).await;
+            server.settings().await;
+        })
+        .await
+        .unwrap();
         assert_eq!(connection.server_version_num(), 100_003);
         assert_eq!(
             (connection.backend_pid(), connection.auth_method()),
@@ -115,6 +118,7 @@ async fn passwords_are_sent_as_asked() {
         server.send(&message(b'R', &3u32.to_be_bytes())).await;
         assert_eq!(server.expect(b'p').await, b"pw\0");
         server.send(&welcome("11.0")).await;
+        server.settings().await;
     });
     assert_eq!(clear.await.unwrap().auth_method(), AuthMethod::Password);
     let md5 = login(async |server| {
@@ -122,6 +126,7 @@ async fn passwords_are_sent_as_asked() {
         let answer = String::from_utf8(server.expect(b'p').await).unwrap();
         assert!(answer.starts_with("md5") && answer.len() == 36, "{answer}");
         server.send(&welcome("11.0")).await;
+        server.settings().await;
     });
     assert_eq!(md5.await.unwrap().auth_method(), AuthMethod::Md5);
 }

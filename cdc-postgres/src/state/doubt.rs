@@ -1,0 +1,98 @@
+//! Commits whose answer was lost, and waiting for them.
+//!
+//! The server runs a COMMIT to its end whether or not its client is there (a deferred trigger, a synchronous standby
+//! may take their time). Until then the checkpoint tells what was before it, and a session that went on from there
+//! would apply the same changes once more. The transaction holds its share of the fence row to its end.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cdc_core::{Action, Error, Kind, Result};
+use tokio_postgres::Client;
+
+use crate::session::during;
+
+/// How long one attempt waits: the caller tries again, and looks in between whether it is to stop.
+const PATIENCE: &str = "SET lock_timeout = '5s'";
+/// Waits for every transaction that holds its share. Nothing is read from it: the statement that reads the checkpoint
+/// must begin after the wait, to see what it ended with.
+const WAIT: &str = "SELECT FROM cdc_sync.fence WHERE stream = $1 FOR NO KEY UPDATE";
+
+/// The streams of a site of which a commit of this process is in doubt.
+#[derive(Debug, Default)]
+pub(crate) struct Doubts(Mutex<HashSet<String>>);
+
+impl Doubts {
+    fn streams(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no transaction of the stream is in doubt any more. Other processes do not wait: only who goes on
+    /// applying has to know.
+    pub(crate) async fn settle(&self, client: &Client, stream: &str) -> Result<()> {
+        if !self.streams().contains(stream) {
+            return Ok(());
+        }
+        client
+            .batch_execute(PATIENCE)
+            .await
+            .map_err(during("preparing to wait for a commit"))?;
+        match client.execute(WAIT, &[&stream]).await {
+            Ok(_) => {
+                self.streams().remove(stream);
+                Ok(())
+            }
+            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => Err(Error::new(
+                Kind::Unreachable,
+                "the target still runs a COMMIT of this job whose answer was lost; it is waited for",
+            )
+            .action(Action::Reconnect)
+            .object(format!("job {stream}"))
+            .remedy("look in pg_stat_activity on the target for what it waits for")),
+            Err(error) => Err(during("waiting for a commit whose answer was lost")(error)),
+        }
+    }
+}
+
+/// Whether a sink's commit may still run.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    of: Arc<Doubts>,
+    stream: String,
+    committing: bool,
+}
+
+impl Doubt {
+    /// For a sink of `stream`.
+    pub(crate) fn new(of: Arc<Doubts>, stream: &str) -> Doubt {
+        Doubt {
+            of,
+            stream: stream.to_owned(),
+            committing: false,
+        }
+    }
+
+    /// A COMMIT is about to be sent; when nothing more is heard of it, it is in doubt.
+    pub(crate) fn begin(&mut self) {
+        self.committing = true;
+    }
+
+    /// The outcome is known.
+    pub(crate) fn end(&mut self) {
+        self.committing = false;
+    }
+
+    /// The outcome is not known.
+    pub(crate) fn remains(&mut self) {
+        self.committing = false;
+        self.of.streams().insert(self.stream.clone());
+    }
+}
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        if self.committing {
+            self.remains();
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What counts as durable is durable, and a commit whose answer was lost is waited for.
+
+use std::time::{Duration, Instant};
+
+use cdc_core::engine::{SeedPhase, SeedTable};
+use cdc_core::model::Identity;
+use cdc_core::plan::PlanMode;
+use cdc_core::seed::{BulkFormat, TablePart};
+use cdc_core::{Action, CommitOutcome, Engine, Kind, Position, TableName};
+use cdc_postgres::PgEngine;
+use testbed::{Gate, Proxy};
+
+use crate::changes::{Changes, Of, table};
+use crate::on_each;
+use crate::target::{STREAM, checkpoint, site};
+
+/// Notes the setting of every session that writes to the table.
+const SCHEMA: &str = "CREATE TABLE t (id int8 PRIMARY KEY, v text); CREATE TABLE seen (who text, is_set text); \
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+        INSERT INTO public.seen VALUES (TG_RELNAME, current_setting('synchronous_commit')); RETURN NULL; END $$; \
+    CREATE TRIGGER note AFTER INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION note(); \
+    ALTER TABLE t ENABLE ALWAYS TRIGGER note";
+const NOTE_STATE: &str = "CREATE TRIGGER note AFTER INSERT ON cdc_sync.seed \
+    FOR EACH STATEMENT EXECUTE FUNCTION public.note(); \
+    CREATE TRIGGER note AFTER UPDATE ON cdc_sync.fence FOR EACH STATEMENT EXECUTE FUNCTION public.note()";
+
+#[test]
+fn a_commit_is_durable_whatever_the_database_is_set_to() {
+    for (name, setting, effective) in [
+        ("durable_off", "off", "local"),
+        ("durable_strict", "remote_apply", "remote_apply"),
+    ] {
+        on_each(name, SCHEMA, async |target| {
+            target.sql(&format!(
+                "{NOTE_STATE}; ALTER DATABASE {name} SET synchronous_commit = {setting}"
+            ));
+            let (cluster, database) = (target.cluster, target.database.clone());
+            drop(target.fence);
+            // Sessions that begin now have the database's setting.
+            let site = site(cluster, &database).await;
+            let fence = site.take_fence(STREAM, Duration::from_secs(60)).await.unwrap();
+            let seed = SeedTable {
+                table: TableName::new("public", "t"),
+                phase: SeedPhase::Live,
+                position: Position::new("0/1"),
+                rows: 0,
+                bytes: 0,
+            };
+            site.store_seed(STREAM, fence.epoch(), &seed).await.unwrap();
+            let part = TablePart {
+                table: seed.table.clone(),
+                columns: vec!["id".into()],
+                range: None,
+                index: 0,
+                of: 1,
+            };
+            let mut loader = site
+                .loader(STREAM, fence.epoch(), &part, BulkFormat("postgres.copy.text"))
+                .await
+                .unwrap();
+            loader.write(bytes::Bytes::from_static(b"1\n")).await.unwrap();
+            loader.finish().await.unwrap();
+            let t = table("t", &["*id", "v"], Identity::Key);
+            let facts = site.target_tables(&cdc_core::TableSelection::default()).await;
+            let mut planner = crate::target::planner(facts.unwrap());
+            let group = Changes::new().insert(&t, &["2".into(), Of::Null]).group();
+            let plan = planner.compile(group, PlanMode::Net).unwrap();
+            let mut sink = site.sink(STREAM, fence.epoch()).await.unwrap();
+            sink.begin().await.unwrap();
+            sink.apply(&plan).await.unwrap();
+            assert_eq!(sink.commit(&checkpoint(1)).await.unwrap(), CommitOutcome::Done);
+            let seen = cluster
+                .sql(&database, "SELECT who, is_set FROM seen ORDER BY 1, 2")
+                .unwrap();
+            assert_eq!(
+                seen,
+                format!("fence|{effective}\nseed|{effective}\nt|{effective}\nt|{effective}")
+            );
+        });
+    }
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "no {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_commit_whose_answer_was_lost_is_waited_for_by_who_applies() {
+    let schema = format!(
+        "CREATE TABLE t (id int8 PRIMARY KEY, v text); {}",
+        Gate::at_commit("t")
+    );
+    on_each("doubtful", &schema, async |mut target| {
+        let (cluster, database) = (target.cluster, target.database.clone());
+        let t = table("t", &["*id", "v"], Identity::Key);
+        let group = Changes::new().insert(&t, &["1".into(), Of::Null]).group();
+        let plan = target.plan(group, PlanMode::Net);
+        let proxy = Proxy::start(cluster.port()).unwrap();
+        let applying = PgEngine
+            .connect(&cluster.url_at(proxy.port(), &database), Duration::from_secs(60))
+            .await
+            .unwrap();
+        let gate = Gate::shut(cluster, &database).unwrap();
+        let mut sink = applying.sink(STREAM, target.fence.epoch()).await.unwrap();
+        sink.begin().await.unwrap();
+        sink.apply(&plan).await.unwrap();
+        let first = checkpoint(1);
+        let (outcome, ()) = tokio::join!(sink.commit(&first), async {
+            until("a COMMIT at the gate", || {
+                Gate::waiting(cluster, &database).unwrap() > 0
+            })
+            .await;
+            proxy.cut_all();
+        });
+        assert_eq!(outcome.unwrap(), CommitOutcome::Unknown);
+        // Who only looks is not held up.
+        let seen = target.site.stream_state(STREAM).await.unwrap();
+        assert_eq!(seen.checkpoint, Some(checkpoint(0)));
+        // Who applies gives up after a while, to look whether it is to stop, and waits again.
+        let error = applying.stream_state(STREAM).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.what_to_do()),
+            (Kind::Unreachable, Action::Reconnect),
+            "{error:?}"
+        );
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%FOR NO KEY UPDATE' \
+                     AND wait_event_type = 'Lock' AND datname = current_database()";
+        let (state, ()) = tokio::join!(applying.stream_state(STREAM), async {
+            until("a wait for the COMMIT", || {
+                cluster.sql(&database, waits).unwrap() != "0"
+            })
+            .await;
+            gate.open();
+        });
+        assert_eq!(state.unwrap().checkpoint, Some(checkpoint(1)));
+        assert_eq!(target.sql("SELECT count(*) FROM t"), "1");
+    });
+}
