@@ -7,6 +7,7 @@
 mod activity;
 mod pair;
 mod rights;
+mod rounding;
 mod server;
 mod stream;
 mod tables;

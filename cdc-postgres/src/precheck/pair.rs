@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cdc_core::engine::{Finding, Severity, Side, SiteProfile};
 use cdc_core::{Result, TableSelection};
 
-use super::{Findings, Session, few, tables};
+use super::{Findings, Session, few, rounding, tables};
 use crate::config::Config;
 use crate::session::during;
 use crate::wire::ServerVersion;
@@ -29,6 +29,8 @@ struct Profile {
     roles: BTreeSet<String>,
     /// roles that own the selected tables and their schemas, or have rights on them
     needed_roles: BTreeSet<String>,
+    /// the selected tables' columns and their types
+    columns: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +89,30 @@ async fn read(config: &Config, selection: &TableSelection) -> Result<Profile> {
         available: texts(&session, "SELECT name::text FROM pg_available_extensions").await?,
         roles: texts(&session, "SELECT rolname::text FROM pg_roles").await?,
         needed_roles: needed_roles(&session, selection).await?,
+        columns: columns(&session, selection).await?,
     })
+}
+
+/// Types of the columns of selected tables, by `schema.table.column`.
+async fn columns(session: &Session, selection: &TableSelection) -> Result<BTreeMap<String, String>> {
+    let relations = tables::read(session, selection).await?;
+    let (schemas, names): (Vec<&str>, Vec<&str>) = relations
+        .iter()
+        .map(|relation| (relation.name.schema.as_str(), relation.name.name.as_str()))
+        .unzip();
+    let rows = session
+        .client
+        .query(
+            "SELECT concat_ws('.', n.nspname, c.relname, a.attname), format_type(a.atttypid, a.atttypmod) \
+             FROM unnest($1::text[], $2::text[]) AS s (a, b) JOIN pg_namespace n ON n.nspname = s.a \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.b \
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+             WHERE a.attgenerated = ''",
+            &[&schemas, &names],
+        )
+        .await
+        .map_err(during("reading the types of the columns"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 async fn texts(session: &Session, query: &str) -> Result<BTreeSet<String>> {
@@ -156,6 +181,7 @@ fn judge(source: &Profile, target: &Profile) -> Vec<Finding> {
     judge_encoding(source, target, &mut found);
     judge_collation(&source.collation, &target.collation, &mut found);
     judge_extensions(source, target, &mut found);
+    judge_types(source, target, &mut found);
     let missing: Vec<String> = source.needed_roles.difference(&target.roles).cloned().collect();
     for role in missing {
         found.add(
@@ -256,6 +282,20 @@ fn judge_extensions(source: &Profile, target: &Profile, found: &mut Findings) {
     );
 }
 
+fn judge_types(source: &Profile, target: &Profile, found: &mut Findings) {
+    for (column, from) in &source.columns {
+        let to = target.columns.get(column);
+        if let Some((to, effect)) = to.and_then(|to| Some((to, rounding::effect(from, to)?))) {
+            found.add(
+                ("PG-COLUMN-ROUNDS", Severity::Fail),
+                format!("column {column}"),
+                format!("{from} on the source, {to} on the target: {effect} without an error"),
+                format!("give the target's column the type {from}"),
+            );
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,7 +320,16 @@ mod tests {
             available: set(&["plpgsql", "hstore"]),
             roles: set(&["postgres", "app"]),
             needed_roles: set(&["app"]),
+            columns: BTreeMap::from([("public.t.n".to_owned(), "numeric(12,2)".to_owned())]),
         }
+    }
+
+    #[test]
+    fn columns_that_round_fail() {
+        let mut target = profile();
+        target.columns.insert("public.t.n".into(), "numeric(12,1)".into());
+        assert_eq!(ids(&profile(), &target), [("PG-COLUMN-ROUNDS", Severity::Fail)]);
+        assert!(ids(&target, &profile()).is_empty());
     }
 
     fn ids(source: &Profile, target: &Profile) -> Vec<(&'static str, Severity)> {

@@ -1,0 +1,134 @@
+//! Types of a target that would change a value of the source's type without an error: an assignment rounds, cuts off,
+//! pads or drops. All other differences keep the value or refuse it.
+
+/// What happens to a value of type `from` in a column of type `to`, both as `format_type` prints them; `None` when it
+/// is kept or refused.
+pub(super) fn effect(from: &str, to: &str) -> Option<&'static str> {
+    if from == to {
+        return None;
+    }
+    let (from, to) = (Parsed::new(from), Parsed::new(to));
+    let from_integer = matches!(from.base.as_str(), "smallint" | "integer" | "bigint");
+    let (changes, effect) = match to.base.as_str() {
+        "numeric" => (
+            to.is_limited() && !from_integer && !(from.base == "numeric" && from.fits(&to, 1)),
+            "digits after the point are rounded",
+        ),
+        "real" => (
+            !matches!(from.base.as_str(), "real" | "smallint"),
+            "digits are rounded",
+        ),
+        "double precision" => (
+            matches!(from.base.as_str(), "numeric" | "bigint"),
+            "digits are rounded",
+        ),
+        "date" => (from.base.starts_with("timestamp"), "the time of day is dropped"),
+        base if base.ends_with(" without time zone") && from.base.ends_with(" with time zone") => {
+            (true, "the time zone is dropped")
+        }
+        base if base.starts_with("time") || base.starts_with("interval") => {
+            let fewer_fields = base.starts_with("interval ") && from.base != to.base;
+            (
+                fewer_fields || (to.is_limited() && !from.fits(&to, 0)),
+                "fractions are rounded",
+            )
+        }
+        "character" => (true, "it is filled up with blanks"),
+        "character varying" => (
+            to.is_limited() && !(from.base == to.base && from.fits(&to, 0)),
+            "blanks beyond the length are cut off",
+        ),
+        _ => (false, ""),
+    };
+    changes.then_some(effect)
+}
+
+/// A type's name and what stands in its parentheses.
+struct Parsed {
+    base: String,
+    modifiers: Vec<i32>,
+}
+
+impl Parsed {
+    /// Of an array, its elements' type.
+    fn new(name: &str) -> Self {
+        let name = name.trim_end_matches("[]");
+        let parts = name
+            .split_once('(')
+            .and_then(|(before, rest)| Some((before, rest.split_once(')')?)));
+        match parts {
+            Some((before, (inside, after))) => Self {
+                base: format!("{before}{after}"),
+                modifiers: inside
+                    .split(',')
+                    .filter_map(|number| number.trim().parse().ok())
+                    .collect(),
+            },
+            None => Self {
+                base: name.to_owned(),
+                modifiers: Vec::new(),
+            },
+        }
+    }
+
+    fn is_limited(&self) -> bool {
+        !self.modifiers.is_empty()
+    }
+
+    /// Whether the modifier at `place` allows no more than that of `other`, none being no limit.
+    fn fits(&self, other: &Self, place: usize) -> bool {
+        self.is_limited()
+            && self.modifiers.get(place).unwrap_or(&0) <= other.modifiers.get(place).unwrap_or(&0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wider_types_keep_and_other_kinds_refuse() {
+        for (from, to) in [
+            ("integer", "bigint"),
+            ("integer", "numeric(12,2)"),
+            ("numeric(10,2)", "numeric(12,2)"),
+            ("numeric(10,2)", "numeric"),
+            ("real", "double precision"),
+            ("character varying(10)", "character varying(20)"),
+            ("character varying(10)", "character varying"),
+            ("character varying(10)", "text"),
+            ("timestamp(3) without time zone", "timestamp without time zone"),
+            ("timestamp(0) with time zone", "timestamp(3) with time zone"),
+            ("text", "integer"),
+            ("text", "citext"),
+            ("integer[]", "bigint[]"),
+            ("date", "timestamp without time zone"),
+        ] {
+            assert_eq!(effect(from, to), None, "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn what_changes_values_is_told() {
+        for (from, to) in [
+            ("numeric", "numeric(12,2)"),
+            ("numeric(12,4)", "numeric(12,2)"),
+            ("numeric(12,4)", "numeric(12)"),
+            ("double precision", "real"),
+            ("double precision", "numeric(12,2)"),
+            ("numeric", "double precision"),
+            ("bigint", "double precision"),
+            ("timestamp without time zone", "timestamp(0) without time zone"),
+            ("timestamp with time zone", "timestamp without time zone"),
+            ("timestamp without time zone", "date"),
+            ("time with time zone", "time without time zone"),
+            ("interval", "interval day to second(3)"),
+            ("text", "character varying(10)"),
+            ("character varying(20)", "character varying(10)"),
+            ("character(5)", "character(10)"),
+            ("numeric[]", "numeric(12,2)[]"),
+        ] {
+            assert!(effect(from, to).is_some(), "{from} to {to}");
+        }
+    }
+}
