@@ -7,6 +7,7 @@ use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::Phase;
 use cdc_core::{Error, Result, TableName};
 
+use super::facts::TargetFacts;
 use super::retry::{in_time, persist};
 use super::tables::JobTables;
 use super::{RunContext, heartbeat, supervise, watch};
@@ -31,16 +32,18 @@ pub(super) async fn follow(
     let tables = Arc::new(tables);
     let epoch = fence.epoch();
     context.stats.update(|stats| stats.phase = Phase::CatchingUp);
+    let facts = Arc::new(TargetFacts::default());
     let sessions = {
-        let context = Arc::clone(context);
-        tokio::task::spawn_blocking(move || supervise::supervise(&context, epoch))
+        let (context, facts) = (Arc::clone(context), Arc::clone(&facts));
+        tokio::task::spawn_blocking(move || supervise::supervise(&context, &facts, epoch))
     };
     let watching = tokio::spawn(watch::watch(Arc::clone(context), fence, Arc::clone(&tables)));
     let beating = context
         .settings
         .heartbeat
         .map(|every| tokio::spawn(heartbeat::beat(Arc::clone(context), every)));
-    let ended = steer(context, epoch, &tables, schema, sessions, watching).await;
+    let goal = goal(context, epoch, &tables, &facts, schema);
+    let ended = steer(context, sessions, watching, goal).await;
     if let Some(beating) = beating {
         beating.abort();
     }
@@ -53,28 +56,24 @@ type Task = tokio::task::JoinHandle<Result<()>>;
 /// Works towards the goal while the sessions run; whatever ends, the sessions end too before this returns.
 async fn steer(
     context: &Arc<RunContext>,
-    epoch: i64,
-    tables: &JobTables,
-    schema: Option<SchemaDump>,
     mut sessions: Task,
     mut watching: Task,
+    goal: impl Future<Output = Result<Followed>>,
 ) -> Result<Followed> {
-    let mut followed = Followed::default();
     let first_end = tokio::select! {
         ended = &mut sessions => {
             watching.abort();
-            return flatten(ended).map(|()| followed);
+            return flatten(ended).map(|()| Followed::default());
         }
-        ended = &mut watching => flatten(ended),
-        reached = goal(context, epoch, tables, schema, &mut followed) => reached,
+        ended = &mut watching => flatten(ended).map(|()| Followed::default()),
+        reached = goal => reached,
     };
     context.control.stop(context.settings.shutdown_timeout);
     let session_end = flatten(sessions.await);
     watching.abort();
     // A session that stopped for the operator says why; what came after it is only the consequence.
     session_end?;
-    first_end?;
-    Ok(followed)
+    first_end
 }
 
 fn flatten(joined: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
@@ -86,13 +85,14 @@ async fn goal(
     context: &RunContext,
     epoch: i64,
     tables: &JobTables,
+    facts: &TargetFacts,
     schema: Option<SchemaDump>,
-    followed: &mut Followed,
-) -> Result<()> {
+) -> Result<Followed> {
     let (source, target) = (&context.source, &context.target);
     if let Some(schema) = schema {
         pass_marker(context, "schema").await?;
         complete_schema(context, epoch, &schema).await?;
+        persist(context, "reading the target's tables", || facts.read(context)).await?;
         context
             .reporter
             .note("foreign keys, triggers and statistics are in place");
@@ -105,12 +105,14 @@ async fn goal(
     persist(context, "comparing the tables", || tables.look(context)).await?;
     let sequences = persist(context, "reading the sequences", || source.sequences()).await?;
     let buffer = context.settings.sequence_buffer;
-    followed.sequences = persist(context, "setting the sequences", || {
+    let sequences = persist(context, "setting the sequences", || {
         target.advance_sequences(&sequences, buffer)
     })
     .await?;
-    followed.caught_up = true;
-    Ok(())
+    Ok(Followed {
+        sequences,
+        caught_up: true,
+    })
 }
 
 /// Adds what waits until all tables agree.

@@ -9,6 +9,7 @@
 //! Every arrow is durable on the target before the next begins, so a kill anywhere is resumed by running again.
 
 mod backoff;
+mod facts;
 mod follow;
 mod heartbeat;
 mod prepare;

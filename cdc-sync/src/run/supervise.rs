@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cdc_core::pipeline::{Phase, Session, run_session};
-use cdc_core::plan::TargetCatalog;
 use cdc_core::source::StreamStart;
 use cdc_core::{Action, Error, Kind, Result};
 
 use super::RunContext;
 use super::backoff::Backoff;
+use super::facts::TargetFacts;
 
 /// Faults of the kind that a quick retry mends (deadlocks) before they count as permanent.
 const QUICK_RETRIES: u32 = 100;
@@ -19,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// Runs sessions until the stream is stopped or a fault needs the operator. Blocks: call it on a thread of its
 /// own.
-pub(super) fn supervise(context: &RunContext, epoch: i64) -> Result<()> {
+pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -28,7 +28,10 @@ pub(super) fn supervise(context: &RunContext, epoch: i64) -> Result<()> {
     let mut retries = 0;
     loop {
         let groups = context.stats.snapshot().groups;
-        let error = match runtime.block_on(open(context, epoch)).and_then(run_session) {
+        let error = match runtime
+            .block_on(open(context, facts, epoch))
+            .and_then(run_session)
+        {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
@@ -73,7 +76,7 @@ fn is_permanent(error: &Error, retries: u32) -> bool {
 }
 
 /// Reads where the stream stands and makes the connections of one session.
-async fn open(context: &RunContext, epoch: i64) -> Result<Session> {
+async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<Session> {
     let RunContext {
         source,
         target,
@@ -94,7 +97,7 @@ async fn open(context: &RunContext, epoch: i64) -> Result<Session> {
         .filter(|table| table.position != checkpoint.position)
         .map(|table| (table.table, table.position))
         .collect();
-    let catalog = Arc::new(TargetCatalog::new(target.target_tables(selection).await?));
+    facts.read(context).await?;
     let (sink_target, stream) = (Arc::clone(target), names.job.clone());
     Ok(Session {
         source: source.source(names, &checkpoint.source)?,
@@ -106,7 +109,7 @@ async fn open(context: &RunContext, epoch: i64) -> Result<Session> {
         },
         sink: Box::new(move |runtime| runtime.block_on(sink_target.sink(&stream, epoch))),
         checkpoint,
-        catalog,
+        catalog: facts.catalog(),
         config: context.settings.pipeline,
         control: Arc::clone(&context.control),
         stats: Arc::clone(&context.stats),

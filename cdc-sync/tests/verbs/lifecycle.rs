@@ -111,3 +111,27 @@ fn tables_that_are_not_selected_stay_out() {
     end(running);
     assert_eq!(pair.on_green("SELECT to_regclass('audit') IS NULL").unwrap(), "t");
 }
+
+/// A trigger that comes with the last part of the schema is known to the session that is running by then.
+#[test]
+fn a_trigger_that_must_see_every_change_sees_every_change() {
+    let pair = shop(16, 18);
+    pair.on_blue(
+        "CREATE SEQUENCE fired;
+         CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM nextval('public.fired'); RETURN NULL; END $$;
+         CREATE TRIGGER fire AFTER UPDATE ON customers FOR EACH ROW EXECUTE FUNCTION fire();
+         ALTER TABLE customers ENABLE ALWAYS TRIGGER fire",
+    )
+    .unwrap();
+    let mut running = following(&pair, &[]);
+    pair.on_blue(
+        "BEGIN; UPDATE customers SET note = 'a' WHERE id = 1; UPDATE customers SET note = 'b' WHERE id = 1; \
+         UPDATE customers SET note = 'c' WHERE id = 1; COMMIT",
+    )
+    .unwrap();
+    let note = "SELECT note FROM customers WHERE id = 1";
+    wait_for_green(&pair, &mut running, note, "c");
+    assert_eq!(pair.on_green("SELECT last_value FROM fired").unwrap(), "3");
+    end(running);
+}
