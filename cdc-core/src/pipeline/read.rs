@@ -14,6 +14,13 @@ use crate::source::{RawChunk, Source};
 
 /// How long a read or a blocked send lasts before the thread looks around.
 const TICK: Duration = Duration::from_millis(100);
+/// A read that is answered this fast hardly waited: the log flows.
+const FLOWING: Duration = Duration::from_micros(500);
+/// While the log flows, a read waits this long for more to come, and what has come moves on at once. Handing on the
+/// few kilobytes of each packet cost as much in thread switches as all other work together.
+const GATHER: Duration = Duration::from_millis(1);
+/// A chunk of this size is worth its thread switch.
+const GATHERED_BYTES: usize = 128 << 10;
 /// How often the budget is looked at while it is exhausted.
 const ROOM_TICK: Duration = Duration::from_millis(5);
 /// Capacity that an emptied chunk keeps.
@@ -69,7 +76,11 @@ impl ReadStage {
     }
 
     fn read_until_stopped(&mut self) -> Result<()> {
+        let mut flowing = false;
         while !self.control.stopping() {
+            if std::mem::take(&mut flowing) {
+                std::thread::sleep(GATHER);
+            }
             if self.budget.exhausted() {
                 if !self.wait_for_room()? {
                     return Ok(());
@@ -80,11 +91,13 @@ impl ReadStage {
             chunk.bytes.clear();
             chunk.bytes.shrink_to(RETAINED_CHUNK_BYTES);
             let Self { runtime, source, .. } = self;
+            let asked = Instant::now();
             if let Ok(read) =
                 runtime.block_on(async { tokio::time::timeout(TICK, source.read(&mut chunk)).await })
             {
                 read?;
             }
+            flowing = asked.elapsed() < FLOWING && chunk.bytes.len() < GATHERED_BYTES;
             self.confirm_if_due()?;
             if chunk.bytes.is_empty() {
                 if self
