@@ -119,8 +119,9 @@ impl Grouper {
         if end > next {
             let txns = batch.txns();
             let rows = txns[next].rows.start as usize..txns[end - 1].rows.end as usize;
-            // A batch's bytes are shared out by rows: exact accounting would need a pass over the cells.
-            self.bytes += batch.footprint() * rows.len() / batch.rows().len().max(1);
+            // All of it, also for a part: that much of the memory budget is held until the group is done. A group that
+            // counted less could wait for its rest while the reader waits for the budget.
+            self.bytes += batch.footprint();
             self.group.pieces.push(Piece {
                 batch: Arc::clone(batch),
                 txns: next..end,

@@ -97,7 +97,8 @@ impl ReadStage {
             {
                 read?;
             }
-            flowing = asked.elapsed() < FLOWING && chunk.bytes.len() < GATHERED_BYTES;
+            let is_small = (1..GATHERED_BYTES).contains(&chunk.bytes.len());
+            flowing = is_small && asked.elapsed() < FLOWING;
             self.confirm_if_due()?;
             if chunk.bytes.is_empty() {
                 if self

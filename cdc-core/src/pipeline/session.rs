@@ -116,8 +116,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let sink_runtime = runtime()?;
     let sink = sink(&sink_runtime)?;
     let decoder = source_runtime.block_on(source.open(&start))?;
-    // Half a group more than the gathered one can hold would do: less, and a group could wait for rows that the
-    // reader does not read.
+    // More than the one group that may be waiting for its rest holds, so that the rest can always come.
     let budget = Budget::new(config.group_bytes.saturating_mul(BUDGET_GROUPS));
     let durable = Arc::new(Durable::default());
     durable.set(checkpoint.position.clone());
