@@ -97,7 +97,7 @@ impl WalSender {
         &self.connection
     }
 
-    /// What is needed to cancel a command of this session, for example a slot creation that waits for an old
+    /// What is needed to cancel a command of this connection, for example a slot creation that waits for an old
     /// transaction: without a cancel the server goes on waiting after the client has left.
     pub fn cancel_token(&self) -> CancelToken {
         self.connection.cancel_token()

@@ -24,7 +24,7 @@ fn decode(text: &str) -> Barrier {
     }
 }
 
-/// Stores the request in the name of this session; `None` withdraws it.
+/// Stores the request in the name of its own database session; `None` withdraws it.
 pub(crate) async fn request(client: &Client, stream: &str, barrier: Option<&Barrier>) -> Result<()> {
     let written = match barrier {
         Some(barrier) => {

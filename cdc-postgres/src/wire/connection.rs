@@ -215,7 +215,7 @@ impl Connection {
         self.status
     }
 
-    /// What is needed to cancel this session's statement from elsewhere.
+    /// What is needed to cancel this connection's statement from elsewhere.
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken {
             config: self.config.clone(),
@@ -226,7 +226,7 @@ impl Connection {
         }
     }
 
-    /// Asks the server to cancel the statement that this session runs.
+    /// Asks the server to cancel the statement that this connection runs.
     pub async fn cancel(&self) -> Result<(), PgError> {
         self.cancel_token().cancel().await
     }
