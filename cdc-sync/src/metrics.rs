@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 
 use cdc_core::pipeline::LagHistogram;
 
+use crate::exit;
 use crate::monitor::Observation;
 use crate::status::{PHASES, staleness_ms, state_name};
 
@@ -158,6 +159,14 @@ impl Page {
             "Value bytes decoded in this run.",
         );
         self.sample("cdc_sync_bytes_total", "direction=\"read\"", stats.decoded_bytes);
+        self.head(
+            "cdc_sync_changes_total",
+            "counter",
+            "Row changes decoded in this run, by operation.",
+        );
+        for (op, count) in stats.decoded.iter() {
+            self.sample("cdc_sync_changes_total", &format!("op=\"{}\"", op.name()), count);
+        }
         self.counter(
             "cdc_sync_changes_read_total",
             "Row changes read over the life of the stream: the sum of the accounted ones.",
@@ -198,6 +207,18 @@ impl Page {
             "Times the stream was restarted after a fault.",
             stats.restarts,
         );
+        self.head(
+            "cdc_sync_errors_total",
+            "counter",
+            "Faults that were met by trying again, by class.",
+        );
+        for (kind, count) in &stats.faults {
+            self.sample(
+                "cdc_sync_errors_total",
+                &format!("class=\"{}\"", exit::name(*kind)),
+                count,
+            );
+        }
     }
 
     fn seed_and_slot(&mut self, seen: &Observation) {
@@ -273,6 +294,7 @@ mod tests {
             stats.phase = Phase::Synced;
             stats.changes.read = 5;
             stats.changes.applied = 5;
+            stats.fault(&cdc_core::Error::new(cdc_core::Kind::Unreachable, "gone"));
             stats.heartbeat.record(12_000);
             stats.heartbeat.record(700_000);
             stats.applied_commit_micros = 1_700_000_000_000_000;
@@ -299,6 +321,8 @@ mod tests {
             "cdc_sync_heartbeat_lag_histogram_seconds_sum{job=\"shop\\\"1\",stream=\"forward\"} 0.712",
             "cdc_sync_lag_bytes{job=\"shop\\\"1\",stream=\"forward\",stage=\"apply\"} 42",
             "cdc_sync_changes_accounted_total{job=\"shop\\\"1\",stream=\"forward\",outcome=\"applied\"} 5",
+            "cdc_sync_errors_total{job=\"shop\\\"1\",stream=\"forward\",class=\"unreachable\"} 1",
+            "cdc_sync_changes_total{job=\"shop\\\"1\",stream=\"forward\",op=\"upsert\"} 0",
             "cdc_sync_last_applied_commit_timestamp_seconds{job=\"shop\\\"1\",stream=\"forward\"} 1700000000",
         ] {
             assert!(page.lines().any(|found| found == line), "{line}\n{page}");

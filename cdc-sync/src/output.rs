@@ -68,7 +68,38 @@ impl Report {
             self.error.as_ref().map_or(Value::Null, error_object),
         );
         object.extend(self.body.clone());
+        for key in stable_keys(kind) {
+            object.entry(*key).or_insert(Value::Null);
+        }
         Value::Object(object)
+    }
+}
+
+/// Keys that a verb's object always has: null where a failed verb cannot tell.
+fn stable_keys(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "check" => &["findings", "counts"],
+        "run" => &[
+            "seed",
+            "transactions",
+            "changes",
+            "position",
+            "lag_ms",
+            "sequences",
+            "caught_up",
+        ],
+        "status" => &[
+            "state",
+            "lag",
+            "tables",
+            "slot",
+            "changes",
+            "conflicts",
+            "throttled",
+            "next_command",
+        ],
+        "verify" => &["tables", "differences", "unverifiable"],
+        _ => &[],
     }
 }
 
@@ -178,7 +209,7 @@ mod tests {
             report.envelope("check", None).to_string(),
             "{\"version\":1,\"kind\":\"check\",\"job\":null,\"exit\":12,\"error\":{\"code\":\"unreachable\",\
              \"message\":\"cannot connect (SQLSTATE 08001): refused by db://u:***@h/d\",\
-             \"object\":\"db://u:***@h/d\",\"remedy\":\"start the server\"}}"
+             \"object\":\"db://u:***@h/d\",\"remedy\":\"start the server\"},\"findings\":null,\"counts\":null}"
         );
     }
 
@@ -191,7 +222,8 @@ mod tests {
         let report = Report::new(5, &Body { differences: 2 }, String::new());
         assert_eq!(
             report.envelope("verify", Some("shop")).to_string(),
-            "{\"version\":1,\"kind\":\"verify\",\"job\":\"shop\",\"exit\":5,\"error\":null,\"differences\":2}"
+            "{\"version\":1,\"kind\":\"verify\",\"job\":\"shop\",\"exit\":5,\"error\":null,\"differences\":2,\
+             \"tables\":null,\"unverifiable\":null}"
         );
     }
 

@@ -109,10 +109,11 @@ impl Printer {
     pub fn lines(&mut self, batch: &Batch) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
         for txn in batch.txns() {
+            self.txn(batch, txn, &mut lines)?;
+            // What follows, an idle position included, is beyond a transaction that was perhaps cut short.
             if self.done {
                 return Ok(lines);
             }
-            self.txn(batch, txn, &mut lines)?;
         }
         if let Some(idle) = batch.idle() {
             self.tracker.advance(idle)?;
@@ -427,7 +428,9 @@ mod tests {
         let mut limited = printer(Some(3), None);
         limited.lines(&two_rows(1, "6")).expect("lines");
         assert_eq!(limited.complete().as_str(), "1");
-        limited.lines(&two_rows(2, "6")).expect("lines");
+        let mut cut = two_rows(2, "6");
+        cut.set_idle(Position::new("9"));
+        limited.lines(&cut).expect("lines");
         assert!(limited.done());
         assert_eq!(limited.complete().as_str(), "1");
 

@@ -44,7 +44,7 @@ fn unreachable_url(user: &str) -> String {
 
 /// Compares with a stored text; `UPDATE_SNAPSHOTS=1` stores it.
 fn assert_snapshot(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    let path = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo"))
         .join("tests/snapshots")
         .join(name);
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
@@ -221,6 +221,68 @@ fn every_error_of_a_job_file_is_told_at_once() {
         cdc_sync(&["check", "-c", "/nonexistent/job.toml"]).status.code(),
         Some(2)
     );
+}
+
+#[test]
+fn a_dry_run_is_not_promised_where_there_is_none() {
+    for verb in ["verify", "tail"] {
+        let url = unreachable_url("app");
+        let output = cdc_sync(&[verb, "--dry-run", "--source", &url, "--target", &url]);
+        assert_eq!(output.status.code(), Some(2), "{verb}");
+        assert!(stderr(&output).contains("--dry-run"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_stable_keys_are_there_when_a_verb_fails_at_once() {
+    let url = unreachable_url("app");
+    for (verb, keys) in [
+        ("check", &["findings", "counts"][..]),
+        (
+            "run",
+            &[
+                "seed",
+                "transactions",
+                "changes",
+                "position",
+                "lag_ms",
+                "sequences",
+                "caught_up",
+            ],
+        ),
+        (
+            "status",
+            &[
+                "state",
+                "lag",
+                "tables",
+                "slot",
+                "changes",
+                "conflicts",
+                "throttled",
+                "next_command",
+            ],
+        ),
+        ("verify", &["tables", "differences", "unverifiable"]),
+    ] {
+        let both = [
+            "--source",
+            &url,
+            "--target",
+            &url,
+            "--connect-timeout",
+            "1ms",
+            "--json",
+        ];
+        let object = json(&cdc_sync(&[&[verb][..], &both].concat()));
+        assert_eq!(object["exit"], 12, "{verb}");
+        for key in keys {
+            assert!(
+                object.get(*key).is_some_and(serde_json::Value::is_null),
+                "{verb} {key}"
+            );
+        }
+    }
 }
 
 #[test]

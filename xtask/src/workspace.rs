@@ -21,11 +21,13 @@ struct Package {
 }
 
 impl Workspace {
-    /// Asks cargo.
+    /// Asks cargo about the workspace that this task was started in. Not the one it was compiled in: clones share
+    /// a target folder, and cargo takes the program of another one for fresh.
     pub(crate) fn load() -> Result<Workspace> {
+        let folder = std::env::var_os("CARGO_MANIFEST_DIR").context("start it with `cargo xtask`")?;
         let output = program()
             .args(["metadata", "--format-version", "1", "--no-deps"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(folder)
             .output()
             .context("cannot run cargo metadata")?;
         ensure!(

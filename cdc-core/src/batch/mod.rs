@@ -18,7 +18,7 @@ mod view;
 
 pub use build::ImageBuilder;
 pub use cell::{Cell, CellState};
-pub use row::{NO_IMAGE, Op, RowChange, Truncation};
+pub use row::{NO_IMAGE, Op, OpCounts, RowChange, Truncation};
 pub use view::{ChangeEvent, Datum};
 
 use std::sync::Arc;

@@ -22,6 +22,57 @@ pub enum Op {
     Message,
 }
 
+impl Op {
+    /// Every operation, in the order of its number.
+    pub const ALL: [Self; 6] = [
+        Self::Insert,
+        Self::Update,
+        Self::Delete,
+        Self::Upsert,
+        Self::Truncate,
+        Self::Message,
+    ];
+
+    /// Its name in output: lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Upsert => "upsert",
+            Self::Truncate => "truncate",
+            Self::Message => "message",
+        }
+    }
+}
+
+/// How many changes of each operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpCounts([u64; Op::ALL.len()]);
+
+impl OpCounts {
+    /// Counts the operations of `rows`.
+    pub fn of(rows: &[RowChange]) -> Self {
+        let mut counts = Self::default();
+        for row in rows {
+            counts.0[row.op as usize] += 1;
+        }
+        counts
+    }
+
+    /// Adds the counts of another.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().zip(other.0) {
+            *sum += more;
+        }
+    }
+
+    /// Each operation with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Op, u64)> {
+        Op::ALL.into_iter().zip(self.0)
+    }
+}
+
 /// The index that says "no image".
 pub const NO_IMAGE: u32 = u32::MAX;
 

@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::budget::Budget;
 use super::stats::StreamStats;
-use crate::batch::Batch;
+use crate::batch::{Batch, OpCounts};
 use crate::error::Result;
 use crate::model::TxnSeq;
 use crate::source::{Decoder, RawChunk};
@@ -42,9 +42,10 @@ impl DecodeStage {
                 seq.0 += u64::from(txn.first);
                 txn.seq = seq;
             }
+            let ops = OpCounts::of(batch.rows());
             self.stats.update(|stats| {
                 stats.decoded_bytes += batch.bytes() as u64;
-                stats.decoded_changes += batch.rows().len() as u64;
+                stats.decoded.add(&ops);
             });
             if !batch.is_empty() && self.batches.send(batch).is_err() {
                 return Ok(());

@@ -1,11 +1,14 @@
 //! What a running stream tells about itself: counters, positions and lags, read by status, metrics and logs.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::lag::LagHistogram;
+use crate::batch::OpCounts;
+use crate::error::{Error, Kind};
 use crate::model::{ChangeCounts, Position};
 
 /// Where a stream stands.
@@ -42,8 +45,8 @@ pub struct StatsSnapshot {
     pub groups: u64,
     /// value bytes decoded in this run
     pub decoded_bytes: u64,
-    /// changes decoded in this run, before they are applied
-    pub decoded_changes: u64,
+    /// changes decoded in this run, before they are applied, by operation
+    pub decoded: OpCounts,
     /// position durable on the target
     pub applied: Option<Position>,
     /// source commit time of the newest applied transaction, microseconds since 1970-01-01 UTC
@@ -60,10 +63,20 @@ pub struct StatsSnapshot {
     pub last_group_rows: u64,
     /// times the stream was restarted after a fault
     pub restarts: u64,
+    /// those faults, and those of the steps around the stream that were tried again, by kind
+    pub faults: BTreeMap<Kind, u64>,
     /// tables found to need ordered apply, by violations of set statements
     pub ordered_fallbacks: u64,
     /// the newest fault, for people
     pub last_error: Option<String>,
+}
+
+impl StatsSnapshot {
+    /// Notes a fault that is met by trying again.
+    pub fn fault(&mut self, error: &Error) {
+        *self.faults.entry(error.kind()).or_default() += 1;
+        self.last_error = Some(error.to_string());
+    }
 }
 
 /// The shared, updatable form of [`StatsSnapshot`].

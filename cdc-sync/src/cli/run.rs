@@ -150,10 +150,29 @@ async fn begin(session: &Session, args: &Run) -> Result<Report> {
         session.bounded(position_kept(&sites)).await?;
         return Ok(report);
     }
+    let stats = Arc::new(StreamStats::default());
+    let monitor = Arc::new(Monitor::new(sites.names.clone(), Arc::clone(&stats)));
+    let progress = Arc::new(Progress::new(Arc::clone(&monitor), session.canvas.clone()));
+    let context = Arc::new(RunContext {
+        source: Arc::clone(&sites.source),
+        target: Arc::clone(&sites.target),
+        names: sites.names.clone(),
+        selection: selection.clone(),
+        settings: settings(session, args),
+        control: Arc::new(Control::new()),
+        stats,
+        reporter: Arc::clone(&progress) as Arc<dyn crate::run::Reporter>,
+    });
     if session.dry_run {
+        session.bounded(crate::run::rehearse(&context)).await?;
         return session.bounded(plan(session, &sites)).await;
     }
-    Ok(work(session, args, &sites, endpoints, deadline).await)
+    let (ended, cause) = work(session, &context, &monitor, endpoints, deadline).await;
+    progress.finish();
+    context.stats.update(|stats| stats.phase = Phase::Stopped);
+    // `status` knows a stopped job also without its last words.
+    let _ = tokio::time::timeout(FAREWELL, monitor.publish(&sites.target)).await;
+    Ok(report(ended, cause, args, context.stats.snapshot()))
 }
 
 /// Whether the source still keeps the log after the checkpoint, if there is one.
@@ -218,52 +237,36 @@ async fn plan(session: &Session, sites: &Sites) -> Result<Report> {
     Ok(Report::new(exit::OK, &body, human))
 }
 
+/// Runs the job, watched and served to whoever asks meanwhile.
 async fn work(
     session: &Session,
-    args: &Run,
-    sites: &Sites,
+    context: &Arc<RunContext>,
+    monitor: &Arc<Monitor>,
     endpoints: Option<Endpoints>,
     deadline: Option<Instant>,
-) -> Report {
-    let stats = Arc::new(StreamStats::default());
-    let monitor = Arc::new(Monitor::new(sites.names.clone(), Arc::clone(&stats)));
-    let progress = Arc::new(Progress::new(Arc::clone(&monitor), session.canvas.clone()));
-    let context = Arc::new(RunContext {
-        source: Arc::clone(&sites.source),
-        target: Arc::clone(&sites.target),
-        names: sites.names.clone(),
-        selection: session.settings.selection.clone(),
-        settings: settings(session, args),
-        control: Arc::new(Control::new()),
-        stats: Arc::clone(&stats),
-        reporter: Arc::clone(&progress) as Arc<dyn crate::run::Reporter>,
-    });
+) -> (Result<RunOutcome>, Option<Cause>) {
     let watching = {
-        let (monitor, context) = (Arc::clone(&monitor), Arc::clone(&context));
+        let (monitor, context) = (Arc::clone(monitor), Arc::clone(context));
         tokio::spawn(async move { monitor.watch(&context.source, &context.target).await })
     };
     let serving = endpoints.map(|endpoints| {
         if let Some(address) = endpoints.address() {
             tracing::info!(%address, "serving /livez, /readyz, /status and /metrics");
         }
-        tokio::spawn(endpoints.serve(Arc::clone(&monitor)))
+        tokio::spawn(endpoints.serve(Arc::clone(monitor)))
     });
     tracing::info!(
         job = monitor.job(),
-        source = sites.source.display_url(),
-        target = sites.target.display_url(),
+        source = context.source.display_url(),
+        target = context.target.display_url(),
         "starting"
     );
-    let (ended, cause) = steer(session, &context, deadline).await;
+    let ended = steer(session, context, deadline).await;
     watching.abort();
     if let Some(serving) = serving {
         serving.abort();
     }
-    progress.finish();
-    stats.update(|stats| stats.phase = Phase::Stopped);
-    // `status` knows a stopped job also without its last words.
-    let _ = tokio::time::timeout(FAREWELL, monitor.publish(&sites.target)).await;
-    report(ended, cause, args, stats.snapshot())
+    ended
 }
 
 fn settings(session: &Session, args: &Run) -> RunSettings {

@@ -37,10 +37,32 @@ pub(super) struct Sites {
     pub(super) names: JobNames,
 }
 
+/// `--dry-run` is refused where it would promise what it cannot keep.
+fn refuse_dry_run(common: &Common, verb: &Verb) -> Result<()> {
+    let why = match verb {
+        Verb::Verify(_) => {
+            "verify changes no data, but it writes markers to the source and holds the stream of the job"
+        }
+        Verb::Tail(_) => {
+            "tail changes no data, but it makes a temporary slot on the source, or reads the given one"
+        }
+        _ => return Ok(()),
+    };
+    if !common.dry_run {
+        return Ok(());
+    }
+    Err(
+        Error::new(Kind::Config, format!("there is no dry run of it: {why}"))
+            .object("--dry-run")
+            .remedy("run it without --dry-run"),
+    )
+}
+
 impl Session {
     /// Reads the job file and combines it with flags and environment.
     pub(super) fn new(cli: Cli, stop: Stop, canvas: MultiProgress) -> Result<(Self, Verb)> {
         let Cli { verb, common } = cli;
+        refuse_dry_run(&common, &verb)?;
         let config = given(common.config.clone()).map(PathBuf::from);
         let flags = flags(&common, &verb)?;
         // `init` writes the file that -c names.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::Phase;
-use cdc_core::{Error, Result, TableName};
+use cdc_core::{Error, Result};
 
 use super::facts::TargetFacts;
 use super::retry::{in_time, persist};
@@ -93,9 +93,7 @@ async fn goal(
         pass_marker(context, "schema").await?;
         complete_schema(context, epoch, &schema).await?;
         persist(context, "reading the target's tables", || facts.read(context)).await?;
-        context
-            .reporter
-            .note("foreign keys, triggers and statistics are in place");
+        context.reporter.note("foreign keys and triggers are in place");
     }
     if !context.settings.until_caught_up {
         return std::future::pending().await;
@@ -117,19 +115,11 @@ async fn goal(
 
 /// Adds what waits until all tables agree.
 async fn complete_schema(context: &RunContext, epoch: i64, schema: &SchemaDump) -> Result<()> {
-    let (source, target) = (&context.source, &context.target);
+    let target = &context.target;
     persist(context, "adding foreign keys and triggers", || {
         target.create_schema(schema, SchemaPhase::AfterCatchUp)
     })
     .await?;
-    let tables: Vec<TableName> = persist(context, "reading the list of tables", || {
-        source.inspect(&context.selection)
-    })
-    .await?
-    .into_iter()
-    .map(|table| table.name)
-    .collect();
-    persist(context, "gathering statistics", || target.analyze(&tables)).await?;
     persist(context, "storing that the schema is complete", || {
         target.finish_schema(&context.names.job, epoch)
     })

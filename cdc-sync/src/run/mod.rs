@@ -3,7 +3,7 @@
 //! ```text
 //! fence ─▶ no checkpoint? schema · publication · slot + snapshot · first checkpoint
 //!       ─▶ tables not live? copy them (a restart copies unfinished tables whole, from a new snapshot)
-//!       ─▶ indexes ─▶ follow ─▶ all snapshots passed? foreign keys, triggers, statistics ─▶ follow …
+//!       ─▶ indexes, statistics ─▶ follow ─▶ all snapshots passed? foreign keys, triggers ─▶ follow …
 //! ```
 //!
 //! Every arrow is durable on the target before the next begins, so a kill anywhere is resumed by running again.
@@ -143,6 +143,14 @@ pub async fn run(context: Arc<RunContext>) -> Result<RunOutcome> {
         outcome.source_position = source.log_end(None).await.ok().map(|(position, _)| position);
     }
     Ok(outcome)
+}
+
+/// Says what [`run`] would refuse at its start, without changing anything on either side.
+///
+/// # Errors
+/// As [`run`]: tables that do not fit or hold rows, another source, a lost position, a slot of another job.
+pub async fn rehearse(context: &RunContext) -> Result<()> {
+    prepare::rehearse(context).await
 }
 
 /// Seeds what is not seeded, then follows; `false` when a stop ended the seed.

@@ -6,6 +6,7 @@ use cdc_core::seed::Snapshot;
 use cdc_core::{Checkpoint, Error, Kind, Result, SourceIdentity, TableName};
 
 use super::RunContext;
+use super::retention::standing;
 use super::retry::persist;
 use super::tables::JobTables;
 use crate::check::compare_schemas;
@@ -29,10 +30,7 @@ pub(super) async fn prepare(context: &RunContext, epoch: i64) -> Result<Prepared
     })
     .await?;
     if let Some(checkpoint) = &state.checkpoint {
-        same_source(context, checkpoint)?;
-        let tables = JobTables::new(&state.seed);
-        tables.expect_selected(&context.selection)?;
-        persist(context, "comparing the tables", || tables.look(context)).await?;
+        resumes(context, checkpoint, &state.seed).await?;
         context.stats.update(|stats| {
             stats.changes = checkpoint.changes;
             stats.transactions = checkpoint.transactions;
@@ -48,6 +46,33 @@ pub(super) async fn prepare(context: &RunContext, epoch: i64) -> Result<Prepared
         });
     }
     begin(context, epoch, state.schema_pending).await
+}
+
+/// Refuses what `run` would refuse before it changes anything; what a resumed one finds at its slot included.
+pub(super) async fn rehearse(context: &RunContext) -> Result<()> {
+    let RunContext {
+        source,
+        target,
+        names,
+        ..
+    } = context;
+    let state = target.stream_state(&names.job).await?;
+    if let Some(checkpoint) = &state.checkpoint {
+        resumes(context, checkpoint, &state.seed).await?;
+        standing(names, source.retention(names).await?)?;
+        source.resume(checkpoint).await?;
+        return Ok(());
+    }
+    find_ground(context, &origin(context), state.schema_pending).await?;
+    Ok(())
+}
+
+/// Refuses to go on with other tables, or from another database, than the job began with.
+async fn resumes(context: &RunContext, checkpoint: &Checkpoint, seed: &[SeedTable]) -> Result<()> {
+    same_source(context, checkpoint)?;
+    let tables = JobTables::new(seed);
+    tables.expect_selected(&context.selection)?;
+    persist(context, "comparing the tables", || tables.look(context)).await
 }
 
 /// A checkpoint is only good for the database it was made from.
@@ -68,8 +93,18 @@ fn same_source(context: &RunContext, checkpoint: &Checkpoint) -> Result<()> {
     .remedy("give the source of this job, or another --job name to seed from the new one"))
 }
 
-/// `schema_begun` says that an earlier first run was about to create the schema and did not get to its checkpoint.
-async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<Prepared> {
+/// What a first run builds on.
+struct Ground {
+    tables: Vec<TableName>,
+    /// the target has none of them
+    bare: bool,
+    /// they are empty and made by a first run that was cut short
+    ours: bool,
+}
+
+/// Looks at both sides and refuses what a first run cannot build on. `schema_begun` says that an earlier first run was
+/// about to create the schema and did not get to its checkpoint.
+async fn find_ground(context: &RunContext, origin: &SourceIdentity, schema_begun: bool) -> Result<Ground> {
     let RunContext { source, target, .. } = context;
     let tables: Vec<TableName> = persist(context, "reading the list of tables", || {
         source.inspect(&context.selection)
@@ -83,9 +118,8 @@ async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<P
             .object(source.display_url())
             .remedy("check --table and --exclude, and that the database is the right one"));
     }
-    let origin = origin(context);
     // Before anything is created on the target for a job that cannot be.
-    persist(context, "looking for the slot", || is_leftover(context, &origin)).await?;
+    persist(context, "looking for the slot", || is_leftover(context, origin)).await?;
     let occupancy = persist(context, "looking at the target's tables", || {
         target.occupancy(&tables)
     })
@@ -93,13 +127,22 @@ async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<P
     let all = |wanted: Occupancy| occupancy.iter().all(|(_, found)| *found == wanted);
     // Empty tables that an interrupted first run made are ours: they still lack what comes after the data.
     let ours = schema_begun && all(Occupancy::Empty);
-    let mut dump = None;
-    if all(Occupancy::Missing) {
-        dump = Some(create_tables(context, epoch, &tables).await?);
-    } else if !ours {
+    let bare = all(Occupancy::Missing);
+    if !bare && !ours {
         expect_fit(context, &occupancy).await?;
     }
-    let schema_pending = dump.is_some() || ours;
+    Ok(Ground { tables, bare, ours })
+}
+
+async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<Prepared> {
+    let origin = origin(context);
+    let Ground { tables, bare, ours } = find_ground(context, &origin, schema_begun).await?;
+    let dump = if bare {
+        Some(create_tables(context, epoch, &tables).await?)
+    } else {
+        None
+    };
+    let schema_pending = bare || ours;
     let snapshot = persist(context, "preparing the source", || {
         lay_ground(context, epoch, &origin, &tables)
     })

@@ -74,7 +74,7 @@ where
         };
         let pause = backoff.pause();
         tracing::warn!(%error, ?pause, "{doing} was interrupted and is tried again");
-        stats.update(|stats| stats.last_error = Some(error.to_string()));
+        stats.update(|stats| stats.fault(&error));
         let until = tokio::time::Instant::now() + pause;
         while tokio::time::Instant::now() < until && !control.stopping() {
             tokio::time::sleep(TICK.min(pause)).await;

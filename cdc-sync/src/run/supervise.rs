@@ -52,7 +52,7 @@ pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, epoch: i64) -
         context.stats.update(|stats| {
             stats.phase = Phase::Waiting;
             stats.restarts += 1;
-            stats.last_error = Some(error.to_string());
+            stats.fault(&error);
         });
         let pause = backoff.pause();
         tracing::warn!(%error, ?pause, "stream interrupted; it resumes from the checkpoint");

@@ -13,7 +13,13 @@ fn text<'a>(report: &'a Value, key: &str) -> &'a str {
 #[test]
 fn a_target_that_holds_rows_is_refused_or_emptied() {
     let pair = shop(16, 18);
+    // A dry run says what a run would do, and does nothing.
+    let planned = pair.verb(&["run", "--dry-run"], 0).unwrap();
+    assert_eq!(planned["resumes_at"], Value::Null, "{planned}");
     pair.on_green(super::SCHEMA).unwrap();
+    pair.verb(&["run", "--dry-run"], 3).unwrap();
+    let made = "SELECT count(*) FROM pg_namespace WHERE nspname = 'cdc_sync'";
+    assert_eq!(pair.on_blue(made).unwrap() + &pair.on_green(made).unwrap(), "00");
     let refused = pair.verb(&["run", "--until-caught-up"], 3).unwrap();
     let said = refused.to_string();
     assert!(
@@ -147,6 +153,7 @@ fn a_slot_that_is_gone_is_not_passed_over() {
         .unwrap();
     pair.on_blue("INSERT INTO customers VALUES (1001, 'unseen', NULL)")
         .unwrap();
+    pair.verb(&["run", "--dry-run"], 9).unwrap();
     let lost = pair.verb(&["run", "--until-caught-up"], 9).unwrap();
     assert!(text(&lost, "remedy").contains("cleanup"), "{lost}");
     // A slot of the same name that begins later would pass over what was written in between.
