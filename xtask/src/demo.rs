@@ -46,6 +46,7 @@ struct Report {
     seed: Value,
     lag: Option<Lag>,
     native_lag: Option<Lag>,
+    native_durable_lag: Option<Lag>,
     drained: Value,
     under_load: Value,
     at_rest: Value,
@@ -159,7 +160,8 @@ impl Demo {
         report.drained = self.verb(&["run", "--until-caught-up"])?;
 
         step("lag of the native subscription, same blue, same load");
-        report.native_lag = Some(self.native_lag(&blue, &probe)?);
+        let (native, durable) = self.native_lag(&blue, &probe)?;
+        (report.native_lag, report.native_durable_lag) = (Some(native), Some(durable));
 
         step("end of writing: drain and verify at rest");
         let totals = workload.stop()?;
@@ -227,7 +229,9 @@ impl Demo {
         Ok(Following(Some(child)))
     }
 
-    fn native_lag(&self, blue: &Psql<'_>, probe: &Probe) -> Result<Lag> {
+    /// The lag of a subscription as it is by default, which does not wait for its commits to be durable, and of one
+    /// that does, as cdc-sync.
+    fn native_lag(&self, blue: &Psql<'_>, probe: &Probe) -> Result<(Lag, Lag)> {
         let subscriber = PgCluster::builder(self.args.target).durable(true).start()?;
         let native = Psql::new(&self.tools, subscriber.url(DATABASE));
         let schema = self
@@ -265,9 +269,11 @@ impl Demo {
             LIMIT,
         )?;
         let lag = probe.measure(&subscriber.url(DATABASE), MEASURE)?;
+        native.run("ALTER SUBSCRIPTION demo_native SET (synchronous_commit = on)")?;
+        let durable = probe.measure(&subscriber.url(DATABASE), MEASURE)?;
         native.run("DROP SUBSCRIPTION demo_native")?;
         blue.run("DROP PUBLICATION demo_native")?;
-        Ok(lag)
+        Ok((lag, durable))
     }
 
     fn leave(self) -> Result<()> {
@@ -361,7 +367,8 @@ impl Report {
             let report = json!({
                 "version": 1, "kind": "demo", "rows": self.rows, "transactions": self.transactions,
                 "generated_changes": self.generated_changes, "seed": self.seed, "changes": changes,
-                "lag_ms": self.lag, "native_lag_ms": self.native_lag, "differences": differences,
+                "lag_ms": self.lag, "native_lag_ms": self.native_lag,
+                "native_durable_lag_ms": self.native_durable_lag, "differences": differences,
                 "accounted": accounted, "sequences": last["sequences"], "seconds": self.seconds,
             });
             println!("{}", serde_json::to_string_pretty(&report)?);
@@ -386,6 +393,7 @@ impl Report {
         for (name, lag) in [
             ("lag of cdc-sync", &self.lag),
             ("lag of the native subscription", &self.native_lag),
+            ("the same with durable commits", &self.native_durable_lag),
         ] {
             if let Some(lag) = lag {
                 println!("{name:<34}p50 {:.1} ms, p99 {:.1} ms", lag.p50, lag.p99);
