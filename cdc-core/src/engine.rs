@@ -3,22 +3,27 @@
 //! A `Site` is one database in its role as source (blue) or target (green). The verbs of the binary are
 //! written against it alone; adding a database product is one implementation of these two traits.
 
+mod facts;
 mod selection;
 
-use std::any::Any;
+use std::collections::BTreeMap;
 use std::time::Duration;
-
-use serde::Serialize;
 
 use crate::BoxFuture;
 use crate::compare::RowBuffer;
+use crate::conflict::ConflictRecord;
 use crate::model::{Position, TableName};
 use crate::plan::TargetTable;
 use crate::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
 
-pub use selection::TableSelection;
+pub use facts::{
+    Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus, Retention, SchemaDump,
+    SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState, Severity, Side, SiteIdentity,
+    SiteProfile, StreamState, TableInfo,
+};
+pub use selection::{TableSelection, matches_pattern};
 
 /// One database product.
 pub trait Engine: Send + Sync {
@@ -33,173 +38,6 @@ pub trait Engine: Send + Sync {
     fn connect<'a>(&'a self, url: &'a str, timeout: Duration) -> BoxFuture<'a, Box<dyn Site>>;
 }
 
-/// Who a database is, whatever the spelling of its URL.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SiteIdentity {
-    /// the product and its version, for people (`PostgreSQL 16.14`)
-    pub product: String,
-    /// the server's own identity (PostgreSQL system identifier)
-    pub system: String,
-    /// the database
-    pub database: String,
-    /// the history of the log (PostgreSQL timeline), or empty
-    pub timeline: String,
-}
-
-/// Names that a job uses on both sides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobNames {
-    /// the job id; also the name of its stream
-    pub job: String,
-    /// slot and publication
-    pub slot: String,
-}
-
-/// What is known of one table of a site.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TableInfo {
-    /// name
-    pub name: TableName,
-    /// columns in order; generated ones are flagged
-    pub columns: Vec<ColumnInfo>,
-    /// columns of the primary key, empty without one
-    pub primary_key: Vec<String>,
-    /// the columns of each unique key that holds for all rows, the primary key's included
-    pub unique_keys: Vec<Vec<String>>,
-    /// how old rows are identified in the log, in the product's words (`default`, `full`, `index`, `nothing`)
-    pub identity: String,
-    /// whether updates and deletes can be replicated
-    pub has_identity: bool,
-    /// rows, as the server estimates them
-    pub estimated_rows: u64,
-    /// bytes on disk, without indexes
-    pub bytes: u64,
-}
-
-/// What is known of one column of a site.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ColumnInfo {
-    /// name
-    pub name: String,
-    /// the product's name of the type, with modifiers
-    pub type_name: String,
-    /// whether NULL is refused
-    pub not_null: bool,
-    /// whether a row that says nothing of the column gets a value
-    pub has_default: bool,
-    /// whether the server computes it
-    pub generated: bool,
-}
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// good to know
-    Info,
-    /// works, but see to it
-    Warn,
-    /// the job cannot run
-    Fail,
-}
-
-/// Which database a finding is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Side {
-    /// blue
-    Source,
-    /// green
-    Target,
-    /// the two together
-    Both,
-}
-
-/// One result of `check`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// stable id, such as `PG-WAL-LEVEL`
-    pub id: &'static str,
-    /// how bad
-    pub severity: Severity,
-    /// where
-    pub side: Side,
-    /// the table, setting or role
-    pub object: String,
-    /// what is wrong
-    pub message: String,
-    /// what to do, with the statement to run where there is one
-    pub remedy: String,
-}
-
-/// What of a site its peer is compared with, in a form that a site of the same product understands.
-#[derive(Debug)]
-pub struct SiteProfile {
-    /// the product that wrote it
-    pub product: &'static str,
-    /// the product's own facts
-    pub facts: Box<dyn Any + Send + Sync>,
-}
-
-/// The schema of the selected tables in a form that a site of the same product restores.
-#[derive(Debug)]
-pub struct SchemaDump {
-    /// the product that wrote it
-    pub product: &'static str,
-    /// the product's own archive
-    pub archive: Box<dyn Any + Send + Sync>,
-}
-
-/// Which part of a schema to create.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SchemaPhase {
-    /// schemas, types, functions, tables, sequences
-    BeforeData,
-    /// indexes, primary keys and other constraints within a table
-    AfterData,
-    /// what spans tables or acts on changes: foreign keys, triggers, the rest. Tables that were seeded from
-    /// different snapshots agree only when the stream has passed the newest of these.
-    AfterCatchUp,
-}
-
-/// How far a table's seed has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SeedPhase {
-    /// not begun
-    Todo,
-    /// begun; after a restart it is copied again from the start
-    Copying,
-    /// complete
-    Live,
-}
-
-/// The seed of one table, as stored on the target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeedTable {
-    /// the table
-    pub table: TableName,
-    /// how far it has come
-    pub phase: SeedPhase,
-    /// the position of the snapshot it was copied from
-    pub position: Position,
-    /// rows copied
-    pub rows: u64,
-    /// bytes copied
-    pub bytes: u64,
-}
-
-/// Everything about a stream that the target stores, read in one go.
-#[derive(Debug, Clone)]
-pub struct StreamState {
-    /// the checkpoint; `None` before the seed begins
-    pub checkpoint: Option<Checkpoint>,
-    /// the seed, table by table
-    pub seed: Vec<SeedTable>,
-    /// whether cdc-sync created the target's schema and still has indexes and constraints to add
-    pub schema_pending: bool,
-}
-
 /// The exclusive right to apply a stream. Held while it lives; dropping it lets the next instance in.
 pub trait Fence: Send {
     /// This instance's epoch.
@@ -211,30 +49,6 @@ pub trait Fence: Send {
     /// [`crate::Kind::Fenced`] when another instance has taken over; an action to reconnect when the holding
     /// connection is lost.
     fn check(&mut self) -> BoxFuture<'_, ()>;
-}
-
-/// What the source keeps for a stream's sake.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Retention {
-    /// bytes of log that the stream holds back
-    pub retained_bytes: u64,
-    /// bytes that can still be written before the log is cut; `None` without a limit
-    pub safe_bytes: Option<u64>,
-    /// the product's own word for it (`reserved`, `extended`, `unreserved`, `lost`)
-    pub status: String,
-}
-
-/// A sequence and what it was set to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SequenceAdvance {
-    /// the sequence
-    pub sequence: TableName,
-    /// its last value on the source
-    pub source: i64,
-    /// its last value on the target before
-    pub before: i64,
-    /// its last value on the target after
-    pub after: i64,
 }
 
 /// Rows of a table in the order of its key, as text, for comparing two sites.
@@ -270,24 +84,6 @@ pub struct TailStream {
     pub source: Box<dyn Source>,
     /// decodes what it reads
     pub decoder: Box<dyn Decoder>,
-}
-
-/// What a running instance last said about itself, see [`Site::publish_status`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublishedStatus {
-    /// the text as published
-    pub status: String,
-    /// how long ago, by the target's clock
-    pub age: Duration,
-}
-
-/// A request of a `verify` to the running instance to stand still for a moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Barrier {
-    /// Stop applying wherever the stream is.
-    Hold,
-    /// Apply exactly what a snapshot at this position contains, then stop.
-    HoldAt(Position),
 }
 
 /// One database, connected. Methods that need a connection of their own open it from the same URL.
@@ -616,6 +412,38 @@ pub trait Site: Send + Sync {
     /// When the read fails.
     fn published_status<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Option<PublishedStatus>>;
 
+    /// Conflicts of the stream that were logged, newest first: at most `limit` of them older than `before`, if that is
+    /// given, and only those still to be decided with `open`. Empty without state on this site.
+    ///
+    /// # Errors
+    /// When the read fails.
+    fn conflicts<'a>(
+        &'a self,
+        stream: &'a str,
+        before: Option<i64>,
+        limit: u32,
+        open: bool,
+    ) -> BoxFuture<'a, Vec<ConflictRecord>>;
+
+    /// How many conflicts of each kind were logged over the life of the stream.
+    ///
+    /// # Errors
+    /// When the read fails.
+    fn conflict_counts<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, BTreeMap<String, u64>>;
+
+    /// Applies a change that was put aside, in one transaction with its new state `retried`.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Config`] when there is none of that number that is open; [`crate::Kind::Conflict`] when the row is
+    /// no longer as it was when the change was put aside: a newer change may have come since.
+    fn retry_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()>;
+
+    /// Marks a change that was put aside as not wanted any more.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Config`] when there is none of that number that is open.
+    fn discard_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()>;
+
     // --- both ---
 
     /// The statements by which this site is prepared for its role, in order, for people to review; each ends
@@ -641,39 +469,4 @@ pub trait Site: Send + Sync {
     /// # Errors
     /// When a statement fails.
     fn cleanup<'a>(&'a self, side: Side, names: &'a JobNames, dry_run: bool) -> BoxFuture<'a, CleanupReport>;
-}
-
-/// A sequence of a source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SequenceState {
-    /// the sequence
-    pub name: TableName,
-    /// the value it last gave, or would give first when never used
-    pub last_value: i64,
-    /// whether it has given a value
-    pub is_called: bool,
-    /// its step, negative when descending
-    pub increment: i64,
-    /// the tables that take their values from it: by a column that owns it, or by a default
-    pub tables: Vec<TableName>,
-}
-
-/// Whether a target table is there and holds rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occupancy {
-    /// does not exist
-    Missing,
-    /// exists without rows
-    Empty,
-    /// holds at least one row
-    Rows,
-}
-
-/// What `cleanup` did on one side.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct CleanupReport {
-    /// objects dropped (or that would be)
-    pub dropped: Vec<String>,
-    /// objects of cdc-sync that stay, with the reason
-    pub stays: Vec<String>,
 }

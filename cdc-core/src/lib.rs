@@ -8,6 +8,7 @@
 //! - [`plan`]: grouping whole source transactions and planning them as net sets or ordered statements
 //! - [`sink`]: what an engine provides to apply a plan ([`Sink`], [`Checkpoint`])
 //! - [`seed`]: the consistent initial copy
+//! - [`conflict`]: what meets a target that is not as the log makes it, and who wins
 //! - [`compare`]: rows of two sites in one order, for comparing them
 //! - [`engine`]: how a database is reached and inspected ([`Engine`], [`Site`])
 //! - [`pipeline`]: the threads between a source and a sink
@@ -19,6 +20,7 @@
 
 pub mod batch;
 pub mod compare;
+pub mod conflict;
 pub mod engine;
 pub mod error;
 pub mod model;

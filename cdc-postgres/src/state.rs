@@ -6,6 +6,7 @@
 //! slot_intent one row a stream whose slot is about to be created: what a first run that was cut short left is its own
 //! checkpoint  one row a stream: position and accounting, written in the data's own transaction
 //! seed        one row a table: how far its initial copy has come, and its snapshot's position
+//! conflict_log one row a conflict that a policy decided
 //! barrier     a verify's request to stand still, and the answer
 //! status      what the running instance tells about itself
 //! ```
@@ -17,4 +18,4 @@ pub(crate) mod fence;
 pub(crate) mod intent;
 mod schema;
 
-pub(crate) use schema::{FENCE_LOST, FUNCTIONS, explained, prepare, statements};
+pub(crate) use schema::{FENCE_LOST, FUNCTIONS, UNDECIDED, explained, prepare, statements};

@@ -14,16 +14,17 @@ pub struct TableSelection {
 impl TableSelection {
     /// Whether `table` is replicated. A pattern without a dot matches the table name in any schema.
     pub fn selects(&self, table: &TableName) -> bool {
-        let full = table.to_string();
-        let hit = |pattern: &String| {
-            let subject = if pattern.contains('.') {
-                full.as_str()
-            } else {
-                table.name.as_str()
-            };
-            wildcard_match(pattern.as_bytes(), subject.as_bytes())
-        };
+        let hit = |pattern: &String| matches_pattern(pattern, table);
         (self.include.is_empty() || self.include.iter().any(hit)) && !self.exclude.iter().any(hit)
+    }
+}
+
+/// Whether a pattern means `table`: `schema.table`, or the table name in any schema when it has no dot.
+pub fn matches_pattern(pattern: &str, table: &TableName) -> bool {
+    if pattern.contains('.') {
+        wildcard_match(pattern.as_bytes(), table.to_string().as_bytes())
+    } else {
+        wildcard_match(pattern.as_bytes(), table.name.as_bytes())
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::conflict::Policy;
 use crate::model::TableName;
 
 /// One column of a target table.
@@ -45,6 +46,8 @@ pub struct TargetTable {
     /// whether a trigger or rule would fire for our session, or a foreign key from or to this table be checked:
     /// order is visible
     pub order_visible: bool,
+    /// who wins a conflict
+    pub policy: Policy,
     /// tables that its foreign keys refer to, whether or not our session checks them: the order in which net
     /// windows delete and upsert
     pub references: Vec<TableName>,

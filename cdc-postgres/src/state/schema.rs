@@ -40,6 +40,11 @@ CREATE TABLE IF NOT EXISTS cdc_sync.barrier (
     reached text);
 CREATE TABLE IF NOT EXISTS cdc_sync.status (
     stream text PRIMARY KEY, published_at timestamptz NOT NULL, status text NOT NULL);
+CREATE TABLE IF NOT EXISTS cdc_sync.conflict_log (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    stream text NOT NULL, position text NOT NULL, schema_name text NOT NULL, table_name text NOT NULL,
+    key jsonb NOT NULL, op text NOT NULL, kind text NOT NULL, policy text NOT NULL, winner text NOT NULL,
+    blue jsonb, green jsonb, state text NOT NULL);
 CREATE OR REPLACE FUNCTION cdc_sync.hold_fence(of_stream text, own_epoch bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE current_epoch bigint;
@@ -66,15 +71,25 @@ BEGIN
         new_position, new_commit_time, new_transactions, n_read, n_applied, n_coalesced, n_looped, n_filtered,
         n_superseded, n_dead_lettered, n_internal);
 END $$;
+CREATE OR REPLACE FUNCTION cdc_sync.undecided(kind text, of_table text, key jsonb, reason text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+    RAISE EXCEPTION '%: %', kind, reason
+        USING ERRCODE = 'CS003', TABLE = of_table, DETAIL = (SELECT string_agg(c || '=' || coalesce(v, 'NULL'), ', ')
+            FROM jsonb_each_text(key) AS k (c, v));
+END $$;
 ";
 
 /// The functions among them.
-pub(crate) const FUNCTIONS: &[&str] = &["hold_fence", "store_checkpoint"];
+pub(crate) const FUNCTIONS: &[&str] = &["hold_fence", "store_checkpoint", "undecided"];
 
 /// Raised by `hold_fence`: the epoch is another one now.
 pub(crate) const FENCE_LOST: &str = "CS001";
 /// Raised by `store_checkpoint`: the checkpoint that was to be followed is not there.
 const CHECKPOINT_GONE: &str = "CS002";
+
+/// Raised by `undecided`: a policy cannot tell who wins a conflict.
+pub(crate) const UNDECIDED: &str = "CS003";
 
 /// An error of the server, explained where our functions raised it.
 pub(crate) fn explained(error: PgError, stream: &str) -> Error {
@@ -162,9 +177,9 @@ pub(crate) async fn refuse_newer(client: &Client) -> Result<()> {
 /// Whether schema `cdc_sync` has been prepared. It is in one transaction, so a table and the last function
 /// stand for all.
 pub(crate) async fn exists(client: &Client) -> Result<bool> {
-    let sql = "SELECT to_regclass('cdc_sync.slot_intent') IS NOT NULL AND EXISTS \
+    let sql = "SELECT to_regclass('cdc_sync.conflict_log') IS NOT NULL AND EXISTS \
                (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
-               WHERE n.nspname = 'cdc_sync' AND p.proname = 'store_checkpoint' AND p.pronargs = 17)";
+               WHERE n.nspname = 'cdc_sync' AND p.proname = 'undecided')";
     let row = client
         .query_one(sql, &[])
         .await
