@@ -41,6 +41,10 @@ pub enum CommitOutcome {
 pub struct Applied {
     /// rows inserted, updated, deleted on the target as the server counted them
     pub rows: u64,
+    /// changes that lost against the target's row under a policy
+    pub superseded: u64,
+    /// changes that were put aside under policy dead_letter
+    pub dead_lettered: u64,
 }
 
 /// One connection that applies a stream. Owned by the apply thread.

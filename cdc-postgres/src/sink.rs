@@ -9,9 +9,11 @@
 //!
 //! A flight is a pipeline that ends in one Sync: nothing in it waits for an answer, however many statements it has.
 
+mod decided;
 mod fault;
 mod flight;
 mod net;
+mod policy;
 mod render;
 mod rows;
 mod session;
@@ -32,6 +34,7 @@ use crate::config::Config;
 use crate::state::doubt::{Doubt, Doubts};
 use crate::state::explained;
 use crate::wire::{Connection, Format, Stage, TransactionStatus};
+use decided::Decided;
 use flight::{Failure, Flight, Halt, Subject};
 use net::{Buffers, NetSets};
 use rows::Rows;
@@ -74,7 +77,7 @@ impl PgSink {
             stream: stream.to_owned(),
             epoch: epoch.to_string(),
             connection: None,
-            tables: Tables::default(),
+            tables: Tables::new(&Arc::from(stream)),
             buffers: Buffers::default(),
             progress: Progress::None,
             doubt: Doubt::new(doubts, stream),
@@ -87,7 +90,7 @@ impl PgSink {
         }
         if self.connection.is_none() {
             self.connection = Some(session::open(&self.config).await?);
-            self.tables = Tables::default();
+            self.tables.forget();
         }
         self.progress = Progress::Asked;
         Ok(())
@@ -101,11 +104,11 @@ impl PgSink {
             return Err(self.not_ready(error).await);
         }
         match self.fly(plan).await {
-            Ok(rows) => {
+            Ok(applied) => {
                 if let Progress::Open { plans, .. } = &mut self.progress {
                     *plans += 1;
                 }
-                Ok(Applied { rows })
+                Ok(applied)
             }
             Err(error) => Err(self.undo(error).await),
         }
@@ -116,7 +119,7 @@ impl PgSink {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         if self.tables.crowded() && self.progress == Progress::Asked {
             session::start_over(connection).await?;
-            self.tables = Tables::default();
+            self.tables.forget();
         }
         self.tables.learn(plan, connection).await
     }
@@ -145,8 +148,8 @@ impl PgSink {
         }
     }
 
-    /// Sends a plan; returns how many rows it hit.
-    async fn fly(&mut self, plan: &ApplyPlan) -> Result<u64> {
+    /// Sends a plan.
+    async fn fly(&mut self, plan: &ApplyPlan) -> Result<Applied> {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
         let mut opening = Opening {
@@ -159,9 +162,9 @@ impl PgSink {
             halted => halted,
         };
         match flight.finish(fed).await {
-            Ok(rows) => {
+            Ok(applied) => {
                 self.tables.settle(true);
-                Ok(rows)
+                Ok(applied)
             }
             Err(failure) => {
                 let lost = lost_connection(&failure);
@@ -323,6 +326,16 @@ async fn feed(
 ) -> Result<(), Halt> {
     for (number, step) in plan.steps.iter().enumerate() {
         match step {
+            Step::Net(net) if decides(plan, net.table) => {
+                Decided {
+                    plan,
+                    table: net.table,
+                    tables,
+                    buffers,
+                }
+                .send_net(flight, net)
+                .await?
+            }
             Step::Net(net) => {
                 NetSets {
                     plan,
@@ -333,7 +346,7 @@ async fn feed(
                 .send(flight)
                 .await?
             }
-            Step::Ordered(rows) => Rows::new(plan).send_ordered(flight, tables, rows).await?,
+            Step::Ordered(rows) => Rows::new(plan).send_ordered(flight, tables, buffers, rows).await?,
             Step::Truncate { tables, truncation } => {
                 let sql = truncate(plan, tables, truncation.restart_identity)?;
                 flight.once(&sql, Subject::Truncate { step: number }).await?;
@@ -341,6 +354,13 @@ async fn feed(
         }
     }
     Ok(())
+}
+
+/// Whether a policy decides about the plan's table of this number.
+fn decides(plan: &ApplyPlan, table: usize) -> bool {
+    plan.tables
+        .get(table)
+        .is_some_and(|table| table.target.policy.decides())
 }
 
 /// Dependants that the source's CASCADE reached are in its list; what refers to the tables on the target alone must

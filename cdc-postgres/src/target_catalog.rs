@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use cdc_core::conflict::Policy;
 use cdc_core::plan::{TargetColumn, TargetTable, UniqueKey};
 use cdc_core::{Result, TableName, TableSelection};
 use tokio_postgres::Client;
@@ -55,6 +56,7 @@ async fn read_tables(client: &Client, role: SessionRole) -> Result<Tables> {
         columns: Vec::new(),
         keys: Vec::new(),
         unique_constraints: usize::try_from(row.get::<_, i64>(4)).unwrap_or(usize::MAX),
+        policy: Policy::Stop,
         order_visible: row.get(3),
         references: Vec::new(),
     };

@@ -124,19 +124,19 @@ impl ApplyStage {
         self.commit()
     }
 
-    fn apply(&mut self, plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {
+    fn apply(&mut self, mut plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {
         self.idle = None;
         let fresh = self.open.is_none();
         if fresh {
             self.begin()?;
         }
-        let plan = match self.try_plan(&plan) {
-            Ok(_) => plan,
+        let (plan, applied) = match self.try_plan(&mut plan) {
+            Ok(applied) => (plan, applied),
             Err(error) if redo_in_order(&error) => {
                 self.remember_order(&error, &plan);
-                let plan = self.planner.compile(plan.group, PlanMode::Ordered)?;
-                match self.try_plan(&plan) {
-                    Ok(_) => plan,
+                let mut plan = self.planner.compile(plan.group, PlanMode::Ordered)?;
+                match self.try_plan(&mut plan) {
+                    Ok(applied) => (plan, applied),
                     Err(error) if splittable(&error) => {
                         return Err(self.name_culprit(&plan.group, fresh, error));
                     }
@@ -145,7 +145,7 @@ impl ApplyStage {
             }
             Err(error) => return Err(error),
         };
-        self.account(&plan, internal)?;
+        self.account(&plan, applied, internal)?;
         if at_boundary {
             self.commit()?;
         }
@@ -170,9 +170,17 @@ impl ApplyStage {
         Ok(self.name_culprit(group, fresh, error))
     }
 
-    fn try_plan(&mut self, plan: &ApplyPlan) -> Result<Applied> {
+    fn try_plan(&mut self, plan: &mut ApplyPlan) -> Result<Applied> {
         if plan.is_empty() {
             return Ok(Applied::default());
+        }
+        if plan.decides() && plan.labels.is_empty() {
+            let pieces = plan.group.pieces.iter();
+            let labels = pieces.map(|piece| {
+                let txns = piece.batch.txns().iter();
+                txns.map(|txn| self.tracker.describe(txn)).collect()
+            });
+            plan.labels = labels.collect();
         }
         let Self {
             runtime,
@@ -202,7 +210,7 @@ impl ApplyStage {
     }
 
     /// Adds what a plan did to the checkpoint of the open transaction.
-    fn account(&mut self, plan: &ApplyPlan, internal: InternalRows) -> Result<()> {
+    fn account(&mut self, plan: &ApplyPlan, applied: Applied, internal: InternalRows) -> Result<()> {
         let Some(open) = &mut self.open else {
             return Err(Error::bug("accounting outside a target transaction"));
         };
@@ -218,8 +226,11 @@ impl ApplyStage {
                 }
             }
         }
-        open.checkpoint.changes.applied += plan.applied;
-        open.checkpoint.changes.coalesced += plan.coalesced;
+        let changes = &mut open.checkpoint.changes;
+        changes.applied += plan.applied.saturating_sub(applied.superseded + applied.dead_lettered);
+        changes.superseded += applied.superseded;
+        changes.dead_lettered += applied.dead_lettered;
+        changes.coalesced += plan.coalesced;
         if before.balanced() && !open.checkpoint.changes.balanced() {
             return Err(Error::bug(format!(
                 "the accounting broke: {:?}",
@@ -369,9 +380,9 @@ impl ApplyStage {
         if self.open.is_none() {
             self.begin()?;
         }
-        let plan = self.planner.compile(group.clone(), PlanMode::Ordered)?;
-        self.try_plan(&plan)?;
-        self.account(&plan, internal_rows(group)?)?;
+        let mut plan = self.planner.compile(group.clone(), PlanMode::Ordered)?;
+        let applied = self.try_plan(&mut plan)?;
+        self.account(&plan, applied, internal_rows(group)?)?;
         if last { self.commit() } else { Ok(()) }
     }
 
@@ -387,11 +398,11 @@ impl ApplyStage {
                 other => vec![other.clone()],
             };
             for single in singles {
-                let one = ApplyPlan {
+                let mut one = ApplyPlan {
                     steps: vec![single],
                     ..plan.clone()
                 };
-                if let Err(error) = self.try_plan(&one) {
+                if let Err(error) = self.try_plan(&mut one) {
                     return error;
                 }
             }

@@ -19,6 +19,9 @@
 //! – No log holds such a pair. The table's changes are then applied in source order, where the target says
 //! what is wrong.
 //!
+//! Where a policy decides conflicts, only updates are merged, with updates: whether the row was there decides about
+//! all other pairs.
+//!
 //! An update that changes the key is a delete of the old and an insert of the new one. No key is copied: an
 //! entry refers to the cells of the change that touched the key first.
 
@@ -118,7 +121,7 @@ impl KeyedTable {
             Op::Insert => {
                 change.after_is_complete(table)?;
                 let slot = self.new_key(table, change, hasher)?;
-                self.entry(slot)?.insert(Image::After(change.at))
+                self.first_change(table, slot)?.insert(Image::After(change.at))
             }
             Op::Upsert => {
                 change.after_is_complete(table)?;
@@ -129,7 +132,7 @@ impl KeyedTable {
             Op::Update => self.update(table, change, merged, hasher),
             Op::Delete => {
                 let slot = self.old_key(table, change, hasher)?;
-                let entry = self.entry(slot)?;
+                let entry = self.first_change(table, slot)?;
                 entry.delete(change.window)?;
                 if entry.state == State::DeletedIfPresent {
                     entry.key = Image::Identity(change.at);
@@ -153,6 +156,9 @@ impl KeyedTable {
         }
         let slot = self.old_key(table, change, hasher)?;
         if change.changes_key(table) {
+            if table.decides {
+                return Err(NotMergeable);
+            }
             return self.change_key(table, change, known, slot, merged, hasher);
         }
         let entry = self.entry(slot)?;
@@ -162,6 +168,7 @@ impl KeyedTable {
                 entry.image = Image::After(change.at);
                 entry.complete = known == Known::All;
             }
+            State::Inserted | State::Replaced | State::Upserted if table.decides => return Err(NotMergeable),
             State::Inserted | State::Updated | State::Replaced | State::Upserted => {
                 if known == Known::All {
                     entry.image = Image::After(change.at);
@@ -200,6 +207,15 @@ impl KeyedTable {
         let new = self.new_key(table, change, hasher)?;
         self.key_changes += 1;
         self.entry(new)?.insert(image)
+    }
+
+    /// The entry of a key, which must be untouched where a policy decides what becomes of the change.
+    fn first_change(&mut self, table: &Resolved, slot: usize) -> Merge<&mut Entry> {
+        let entry = self.entry(slot)?;
+        if table.decides && entry.state != State::Untouched {
+            return Err(NotMergeable);
+        }
+        Ok(entry)
     }
 
     fn entry(&mut self, slot: usize) -> Merge<&mut Entry> {

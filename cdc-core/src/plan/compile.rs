@@ -316,6 +316,17 @@ impl Pass<'_> {
             .object(format!("table {}", source.name))
             .remedy("give the target's table the source's primary key"));
         }
+        if self.window && resolved.decides {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "policy {} needs a log of every change, and this source gives net changes",
+                    resolved.planned.target.policy.name()
+                ),
+            )
+            .object(format!("table {}", source.name))
+            .remedy("leave the policy at stop"));
+        }
         self.plan.tables.push(Arc::clone(&resolved.planned));
         self.resolved.push(resolved);
         if self.scratch.work.len() < self.resolved.len() {

@@ -33,6 +33,9 @@ pub(super) struct Resolved {
     pub(super) target_has_more: bool,
     /// whether the catalog marks the table as one whose sets violate constraints
     pub(super) marked_ordered: bool,
+    /// whether a policy decides its conflicts. What becomes of a change then depends on what the target has at that
+    /// moment, so that changes of one key are merged only where no conflict could tell the difference.
+    pub(super) decides: bool,
 }
 
 #[derive(Debug)]
@@ -158,9 +161,20 @@ fn resolve(source: &Arc<TableSchema>, target: Arc<TargetTable>, marked_ordered: 
                 .and_then(|column| target.columns.get(*column))
                 .is_some_and(|column| column.byte_comparable)
         });
+    let decides = target.policy.decides();
+    if decides && !locator_is_unique {
+        return Err(Error::new(
+            Kind::Schema,
+            format!("policy {} needs a key of the target that the source's changes carry", target.policy.name()),
+        )
+        .object(format!("table {}", source.name))
+        .remedy("give the target's table the source's primary key, or leave the policy at stop"));
+    }
+    // A row in the way by another unique key may be gone by the end of the set: only the order tells.
+    let needs_order = decides && (target.unique_constraints > 1 || !comparable);
     let merge = if target.order_visible {
         Mergeability::OrderVisible
-    } else if marked_ordered {
+    } else if marked_ordered || needs_order {
         Mergeability::Ordered
     } else if comparable {
         Mergeability::Keyed
@@ -185,6 +199,7 @@ fn resolve(source: &Arc<TableSchema>, target: Arc<TargetTable>, marked_ordered: 
         settable,
         target_has_more,
         marked_ordered,
+        decides,
     })
 }
 

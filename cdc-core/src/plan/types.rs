@@ -137,9 +137,28 @@ pub struct ApplyPlan {
     /// of these, merged into a later change or without any effect: the excess over the operations in the
     /// steps, where the delete and the insert that a key change becomes count as one
     pub coalesced: u64,
+    /// for each piece the identities of its batch's transactions, for people; see [`ApplyPlan::label`]
+    pub labels: Vec<Vec<String>>,
 }
 
 impl ApplyPlan {
+    /// Whether a conflict policy decides about changes of a table.
+    pub fn decides(&self) -> bool {
+        self.tables.iter().any(|table| table.target.policy.decides())
+    }
+
+    /// The identity of a row's transaction for people, to be logged with a conflict; empty unless the plan
+    /// [decides](ApplyPlan::decides).
+    pub fn label(&self, row: RowRef) -> &str {
+        let txn = self
+            .batch(row.piece)
+            .and_then(|batch| batch.rows.get(row.row as usize))
+            .map(|row| row.txn as usize);
+        txn.zip(self.labels.get(row.piece as usize))
+            .and_then(|(txn, labels)| labels.get(txn))
+            .map_or("", String::as_str)
+    }
+
     /// Whether there is nothing to do on the target.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()

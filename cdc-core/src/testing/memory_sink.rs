@@ -287,7 +287,10 @@ impl MemorySink {
             _ => execute(&mut server.db, plan, &mut server.rng),
         };
         match done {
-            Ok(rows) => Ok(Applied { rows }),
+            Ok(rows) => Ok(Applied {
+                rows,
+                ..Applied::default()
+            }),
             Err(error) => {
                 if matches!(error.what_to_do(), Action::Conflict | Action::Stop) {
                     server.db.roll_back_to(savepoint);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::text::{MODEL_TEXT, TextReader, parse};
+use crate::conflict::Policy;
 use crate::error::Result;
 use crate::model::{
     CanonicalReader, CellReader, ColumnSchema, DataType, Encoding, Identity, TableName, TableRole,
@@ -209,6 +210,7 @@ impl TableSpec {
             columns: columns.collect(),
             keys: keys.collect(),
             unique_constraints: self.keys.len(),
+            policy: Policy::Stop,
             order_visible: self.trigger || (foreign_keys_checked && !self.foreign_keys.is_empty()),
             references: self.foreign_keys.iter().map(|key| key.parent.clone()).collect(),
         }

@@ -8,7 +8,7 @@ use super::tables::Tables;
 use super::values::text;
 use crate::error::{PgError, SqlState};
 use crate::error_map::message_without_value;
-use crate::state::explained;
+use crate::state::{UNDECIDED, explained};
 
 /// Bytes of a key's value that are shown.
 const SHOWN: usize = 64;
@@ -26,6 +26,9 @@ pub(super) fn explain(failure: Failure, plan: &ApplyPlan, tables: &Tables, strea
             expected,
             affected,
         } => miscount(subject, plan, expected, affected),
+        Failure::Server { error, .. } if error.sqlstate.is_some_and(|code| code.as_str() == UNDECIDED) => {
+            undecided(&error)
+        }
         Failure::Server { subject, error, .. } => match subject {
             Some(Subject::Set { table, .. }) => refused_set(error, &table_name(plan, table)),
             Some(Subject::Row(row)) if row.of_set => {
@@ -42,6 +45,15 @@ pub(super) fn explain(failure: Failure, plan: &ApplyPlan, tables: &Tables, strea
             Some(Subject::Fence | Subject::Checkpoint | Subject::Session) | None => explained(error, stream),
         },
     }
+}
+
+/// A conflict that the table's policy cannot decide.
+fn undecided(error: &PgError) -> Error {
+    let table = error.table.as_deref().unwrap_or_default();
+    let key = error.detail.as_deref().unwrap_or_default();
+    Error::new(Kind::Conflict, error.message.clone())
+        .object(format!("{table} ({key})"))
+        .remedy("mend the row on the target, or choose another policy for the table; then run again")
 }
 
 fn table_name(plan: &ApplyPlan, table: usize) -> String {

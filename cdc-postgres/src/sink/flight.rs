@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use cdc_core::Error;
 use cdc_core::plan::Image;
+use cdc_core::sink::Applied;
+use cdc_core::{Action, Error, Kind};
 
 use crate::error::PgError;
 use crate::wire::{Completion, Connection, Format, Pipeline, PipelineError, Stage};
@@ -98,6 +99,8 @@ struct Awaited {
     subject: Subject,
     /// rows it must hit
     expected: Option<u64>,
+    /// it decides conflicts: its row of numbers tells what became of its `expected` changes
+    deciding: bool,
 }
 
 /// A pipeline under way.
@@ -113,7 +116,9 @@ struct Log {
     /// statements whose completion has not been looked at, the first is number `looked_at`
     awaited: VecDeque<Awaited>,
     looked_at: u64,
-    rows: u64,
+    applied: Applied,
+    /// a statement that decides conflicts whose numbers do not add up
+    raced: Option<Subject>,
     miscount: Option<(Subject, u64, u64)>,
 }
 
@@ -155,6 +160,22 @@ impl<'c> Flight<'c> {
         Ok(())
     }
 
+    /// Adds a run of a prepared statement that decides about conflicts of `changes` changes.
+    pub(super) fn run_deciding<'v>(
+        &mut self,
+        name: &str,
+        format: Format,
+        values: impl IntoIterator<Item = Option<&'v [u8]>>,
+        subject: Subject,
+        changes: u64,
+    ) -> Result<(), Halt> {
+        self.run(name, format, values, subject, Some(changes))?;
+        if let Some(awaited) = self.log.awaited.back_mut() {
+            awaited.deciding = true;
+        }
+        Ok(())
+    }
+
     /// Sends what has been added once it is worth a write.
     pub(super) async fn flow(&mut self) -> Result<(), Halt> {
         self.pipeline.flow().await?;
@@ -191,7 +212,7 @@ impl<'c> Flight<'c> {
     }
 
     /// Waits for everything that was sent; returns how many rows it hit. `fed` is how the adding of statements ended.
-    pub(super) async fn finish(self, fed: Result<(), Halt>) -> Result<u64, Failure> {
+    pub(super) async fn finish(self, fed: Result<(), Halt>) -> Result<Applied, Failure> {
         let Flight {
             mut pipeline,
             mut log,
@@ -211,7 +232,16 @@ impl<'c> Flight<'c> {
             });
         }
         match fed {
-            Ok(()) => Ok(log.rows),
+            Ok(()) => match log.raced {
+                None => Ok(log.applied),
+                Some(_) => Err(Failure::Own(
+                    Error::new(
+                        Kind::Conflict,
+                        "the target's rows were changed while a conflict policy decided about them",
+                    )
+                    .action(Action::Retry),
+                )),
+            },
             Err(Halt::Own(error)) => Err(Failure::Own(error)),
             Err(Halt::Server(error)) => Err(Failure::Own(error.into())),
             Err(Halt::Count) => Err(Failure::Own(Error::bug("a miscount that is none"))),
@@ -221,7 +251,11 @@ impl<'c> Flight<'c> {
 
 impl Log {
     fn expect(&mut self, subject: Subject, expected: Option<u64>) {
-        self.awaited.push_back(Awaited { subject, expected });
+        self.awaited.push_back(Awaited {
+            subject,
+            expected,
+            deciding: false,
+        });
     }
 
     fn note(&mut self, completions: &[Completion]) {
@@ -230,8 +264,12 @@ impl Log {
             let Some(awaited) = self.awaited.pop_front() else {
                 return;
             };
+            if awaited.deciding {
+                self.note_decisions(&awaited, completion);
+                continue;
+            }
             if let Subject::Set { .. } | Subject::Row(_) = awaited.subject {
-                self.rows += completion.affected;
+                self.applied.rows += completion.affected;
             }
             if let Some(expected) = awaited.expected
                 && completion.affected != expected
@@ -239,6 +277,23 @@ impl Log {
                 self.miscount
                     .get_or_insert((awaited.subject, expected, completion.affected));
             }
+        }
+    }
+
+    fn note_decisions(&mut self, awaited: &Awaited, completion: &Completion) {
+        let number = |column| {
+            let row = completion.rows.first()?;
+            std::str::from_utf8(row.get(column)?).ok()?.parse::<u64>().ok()
+        };
+        let numbers = (number(0), number(1), number(2), number(3));
+        if let (Some(green), Some(none), Some(both), Some(acted)) = numbers
+            && Some(green + none + both + acted) == awaited.expected
+        {
+            self.applied.rows += acted;
+            self.applied.superseded += green;
+            self.applied.dead_lettered += none;
+        } else {
+            self.raced.get_or_insert(awaited.subject);
         }
     }
 

@@ -27,8 +27,8 @@ const KEEP_CAPACITY: usize = 16 << 20;
 /// Buffers that are filled for one statement after the other.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
-    arrays: Arrays,
-    scratch: Vec<u8>,
+    pub(super) arrays: Arrays,
+    pub(super) scratch: Vec<u8>,
     copy: Vec<u8>,
 }
 

@@ -5,7 +5,9 @@ use cdc_core::model::TxnKind;
 use cdc_core::plan::{ApplyPlan, Image, OrderedRow, PlannedTable};
 use cdc_core::{Error, Kind, Result};
 
+use super::decided::{Changes, Decided};
 use super::flight::{Effect, Flight, Halt, RowSubject, Subject};
+use super::net::Buffers;
 use super::sql::{Locating, Verb};
 use super::tables::{Bound, Tables};
 use super::values::{Text, text};
@@ -66,6 +68,7 @@ impl<'p> Rows<'p> {
                 Verb::Delete | Verb::DeleteSet => Effect::Delete,
                 Verb::Update | Verb::Replace | Verb::UpdateSet => Effect::Update,
                 Verb::Upsert | Verb::UpsertSet => Effect::Upsert,
+                Verb::Decided(effect, _) => effect,
             },
             key: change.key,
             of_set: change.of_set,
@@ -122,6 +125,7 @@ impl<'p> Rows<'p> {
         &mut self,
         flight: &mut Flight<'_>,
         tables: &mut Tables,
+        buffers: &mut Buffers,
         rows: &[OrderedRow],
     ) -> Result<(), Halt> {
         let mut columns = Vec::new();
@@ -129,6 +133,31 @@ impl<'p> Rows<'p> {
             let event = self.plan.event(row.row);
             let event = event.ok_or_else(|| Error::bug("a plan names a row that it does not hold"))?;
             let bound = tables.at(tables.place(self.plan, row.table)?)?;
+            if bound.planned.target.policy.decides() {
+                let effect = choose_deciding(bound, &event, &mut columns)?;
+                let key = match effect {
+                    Effect::Insert => Image::After(row.row),
+                    _ => Image::Identity(row.row),
+                };
+                let values = match effect {
+                    Effect::Delete => key,
+                    _ => Image::After(row.row),
+                };
+                let changes = Changes {
+                    effect,
+                    columns: &columns,
+                    rows: &[(key, values)],
+                };
+                Decided {
+                    plan: self.plan,
+                    table: row.table,
+                    tables,
+                    buffers,
+                }
+                .send(flight, changes)
+                .await?;
+                continue;
+            }
             let verb = choose(bound, &event, &mut columns)?;
             let Some(verb) = verb else { continue };
             // A net window says what is gone, not what was there.
@@ -193,6 +222,38 @@ fn choose(table: &Bound, event: &ChangeEvent<'_>, columns: &mut Vec<usize>) -> R
         }
         Op::Truncate | Op::Message => Err(Error::bug(format!("{:?} as an ordered row", event.op()))),
     }
+}
+
+/// The change that a policy may have to decide about, and the columns it carries. An update carries all that it knows:
+/// it may have to become an insert.
+fn choose_deciding(table: &Bound, event: &ChangeEvent<'_>, columns: &mut Vec<usize>) -> Result<Effect> {
+    let planned = &table.planned;
+    columns.clear();
+    Ok(match event.op() {
+        Op::Insert => {
+            columns.extend(planned.written.iter().filter(|column| event.after(**column).is_known()));
+            Effect::Insert
+        }
+        Op::Update => {
+            let moves = event.has_before()
+                && planned.locator.iter().any(|column| {
+                    let after = event.after(*column);
+                    after.is_known() && after != event.identity(*column)
+                });
+            let written = planned.written.iter().copied();
+            columns.extend(written.filter(|column| {
+                event.after(*column).is_known() && (moves || !planned.locator.contains(column))
+            }));
+            Effect::Update
+        }
+        Op::Delete => {
+            columns.extend(table.old_version());
+            Effect::Delete
+        }
+        Op::Upsert | Op::Truncate | Op::Message => {
+            return Err(Error::bug(format!("{:?} under a policy", event.op())));
+        }
+    })
 }
 
 /// Whether an update sets a column: its new value is known, and it is neither a part of the key that stays nor known

@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 
 use cdc_core::{Error, Kind, Result};
 
+use super::flight::Effect;
+use super::policy::{self, Form};
 use super::tables::{Bound, ColumnFacts};
 use crate::catalog::qualified;
 
@@ -31,6 +33,8 @@ pub(super) enum Verb {
     DeleteSet,
     /// upserts a set of rows
     UpsertSet,
+    /// changes a row or a set of rows and decides conflicts by the table's policy
+    Decided(Effect, Form),
 }
 
 /// One column that locates a row.
@@ -108,6 +112,7 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
                 on_conflict(table, columns)?
             )
         }
+        Verb::Decided(effect, form) => policy::statement(table, effect, form, columns, locate)?,
     })
 }
 
@@ -245,7 +250,7 @@ fn set_condition(table: &Bound, locate: &[Locating], first: usize) -> Result<Str
 }
 
 /// Types without equality are compared as text, both sides as this server writes them.
-fn equal(facts: &ColumnFacts, column: &str, value: &str) -> String {
+pub(super) fn equal(facts: &ColumnFacts, column: &str, value: &str) -> String {
     match &facts.equals {
         Some(operator) => format!("{column} {operator} {value}"),
         None => format!("{column}::text = ({value})::text"),
@@ -267,15 +272,15 @@ fn arrays(count: usize) -> String {
 }
 
 /// One element of the arrays as a value of its column.
-fn element(facts: &ColumnFacts, place: usize) -> String {
+pub(super) fn element(facts: &ColumnFacts, place: usize) -> String {
     format!("k.c{place}::{}", facts.cast)
 }
 
-fn names(table: &Bound, columns: &[usize]) -> Result<String> {
+pub(super) fn names(table: &Bound, columns: &[usize]) -> Result<String> {
     list(columns, |column| Ok(table.column(*column)?.quoted.clone()))
 }
 
-fn list<T>(items: impl IntoIterator<Item = T>, show: impl Fn(T) -> Result<String>) -> Result<String> {
+pub(super) fn list<T>(items: impl IntoIterator<Item = T>, show: impl Fn(T) -> Result<String>) -> Result<String> {
     let shown: Vec<String> = items.into_iter().map(show).collect::<Result<_>>()?;
     Ok(shown.join(", "))
 }

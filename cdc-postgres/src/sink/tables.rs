@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use cdc_core::conflict::Policy;
+use cdc_core::model::Identity;
 use cdc_core::plan::{ApplyPlan, PlannedTable, TargetTable};
 use cdc_core::{Error, Kind, Result, TableName};
 
@@ -40,6 +42,10 @@ pub(super) struct Bound {
     pub(super) planned: Arc<PlannedTable>,
     /// the target's columns, in the order of [`TargetTable::columns`]
     pub(super) columns: Arc<[ColumnFacts]>,
+    /// under a policy that decides: the target columns of each unique key besides the locator
+    pub(super) uniques: Vec<Vec<usize>>,
+    /// the stream that applies, under whose name conflicts are logged
+    pub(super) stream: Arc<str>,
     statements: Vec<Prepared>,
 }
 
@@ -80,6 +86,31 @@ impl Bound {
         columns.find(|facts| !facts.generated && !facts.identity_always)
     }
 
+    /// Whether the casts of these columns and of the locator read text as the columns' input functions do.
+    pub(super) fn reads_text(&self, columns: &[usize]) -> Result<bool> {
+        for column in columns.iter().chain(&self.planned.locator) {
+            if !self.column(*column)?.from_text {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Under lww, the source columns of the version that a delete carries: those of a full old image.
+    pub(super) fn old_version(&self) -> Vec<usize> {
+        let Policy::Lww(version) = &self.planned.target.policy else {
+            return Vec::new();
+        };
+        if self.planned.source.identity != Identity::Full {
+            return Vec::new();
+        }
+        let names = std::iter::once(&version.version).chain(&version.node);
+        let columns = &self.planned.source.columns;
+        names
+            .filter_map(|name| columns.iter().position(|column| column.name == *name))
+            .collect()
+    }
+
     /// The table's name, for messages.
     pub(super) fn name(&self) -> String {
         self.planned.target.name.to_string()
@@ -87,8 +118,9 @@ impl Bound {
 }
 
 /// The tables of a session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tables {
+    stream: Arc<str>,
     bound: Vec<Bound>,
     /// by the address of the planned table, which `held` keeps from being used again
     places: HashMap<usize, usize>,
@@ -99,6 +131,23 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// None yet.
+    pub(super) fn new(stream: &Arc<str>) -> Self {
+        Self {
+            stream: Arc::clone(stream),
+            bound: Vec::new(),
+            places: HashMap::new(),
+            held: Vec::new(),
+            unproven: Vec::new(),
+            prepared: 0,
+        }
+    }
+
+    /// Forgets all of them, as a new session does.
+    pub(super) fn forget(&mut self) {
+        *self = Self::new(&self.stream);
+    }
+
     /// Whether the session had better start over.
     pub(super) fn crowded(&self) -> bool {
         self.prepared >= CROWDED || self.held.len() >= CROWDED
@@ -133,6 +182,11 @@ impl Tables {
         }
         let names: Vec<&TableName> = unknown.iter().map(|planned| &planned.target.name).collect();
         let mut read = read_columns(connection, &names).await.map_err(Error::from)?;
+        let mut uniques = if plan.decides() {
+            read_uniques(connection, &names).await.map_err(Error::from)?
+        } else {
+            HashMap::new()
+        };
         for planned in unknown {
             if self.places.contains_key(&address(planned)) || self.adopt(planned) {
                 continue;
@@ -143,9 +197,12 @@ impl Tables {
                 .unwrap_or_default();
             let columns = match_columns(&planned.target, found)?;
             self.hold(planned, self.bound.len());
+            let found = uniques.remove(&planned.target.name).unwrap_or_default();
             self.bound.push(Bound {
                 planned: Arc::clone(planned),
                 columns,
+                uniques: match_uniques(planned, &found),
+                stream: Arc::clone(&self.stream),
                 statements: Vec::new(),
             });
         }
@@ -293,6 +350,62 @@ fn column_facts(row: &Row) -> std::result::Result<ColumnFacts, PgError> {
         exact: false,
         generated: false,
     })
+}
+
+/// The columns of each unique index whose violations can be foreseen: at once, of all rows, on columns as they are.
+async fn read_uniques(
+    connection: &mut Connection,
+    names: &[&TableName],
+) -> std::result::Result<HashMap<TableName, Vec<Vec<String>>>, PgError> {
+    let list: Vec<String> = names
+        .iter()
+        .map(|name| format!("({}, {})", literal(&name.schema), literal(&name.name)))
+        .collect();
+    let sql = format!(
+        "SELECT n.nspname, c.relname, i.indexrelid, a.attname FROM pg_index i \
+         JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place) \
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum \
+         WHERE i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND k.place <= i.indnkeyatts \
+         AND (n.nspname::text, c.relname::text) IN ({}) ORDER BY i.indexrelid, k.place",
+        list.join(", ")
+    );
+    let results = connection.simple_query(&sql).await?;
+    let mut tables: HashMap<TableName, Vec<Vec<String>>> = HashMap::new();
+    let mut last = String::new();
+    for row in results.iter().flat_map(|result| &result.rows) {
+        let text = |column| row.text(column).map(|text| text.unwrap_or_default().to_owned());
+        let keys = tables.entry(TableName::new(text(0)?, text(1)?)).or_default();
+        let index = text(2)?;
+        if index != last {
+            keys.push(Vec::new());
+            last = index;
+        }
+        if let Some(key) = keys.last_mut() {
+            key.push(text(3)?);
+        }
+    }
+    Ok(tables)
+}
+
+/// The unique keys besides the locator, as numbers of the target's columns.
+fn match_uniques(planned: &PlannedTable, found: &[Vec<String>]) -> Vec<Vec<usize>> {
+    let mut locator: Vec<usize> = planned
+        .locator
+        .iter()
+        .filter_map(|column| planned.columns.get(*column).copied())
+        .collect();
+    locator.sort_unstable();
+    let keys = found.iter().filter_map(|key| {
+        let columns = key.iter().map(|name| planned.target.column(name));
+        columns.collect::<Option<Vec<usize>>>()
+    });
+    keys.filter(|key| {
+        let mut sorted = key.clone();
+        sorted.sort_unstable();
+        sorted != locator
+    })
+    .collect()
 }
 
 /// Puts the catalog's facts into the order of the planner's.

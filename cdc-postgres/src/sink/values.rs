@@ -125,6 +125,15 @@ impl Arrays {
         self.rows += 1;
     }
 
+    /// The elements of the first row, as they are.
+    pub(super) fn single(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        self.arrays.iter().take(self.has_null.len()).map(|array| {
+            let (length, rest) = array.get(ARRAY_HEADER..)?.split_first_chunk::<4>()?;
+            let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+            rest.get(..length)
+        })
+    }
+
     /// Rows so far.
     pub(super) fn rows(&self) -> u32 {
         self.rows
