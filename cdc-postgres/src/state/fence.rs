@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cdc_core::engine::Fence;
 use cdc_core::{Action, BoxFuture, Error, Kind, Result};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::schema;
 use crate::config::Config;
@@ -27,6 +28,8 @@ const CONTROL_SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_idle", "20"),
     ("tcp_keepalives_interval", "10"),
     ("tcp_keepalives_count", "4"),
+    // While it waits for a lock the server does not notice that its client is gone, and keeps our advisory lock.
+    ("lock_timeout", "1s"),
 ];
 
 /// The right to apply a stream, as long as its control session lives.
@@ -105,8 +108,14 @@ async fn raise_epoch(config: &Config, control: &Client, stream: &str, timeout: D
     let sql = "INSERT INTO cdc_sync.fence VALUES ($1, 1, concat_ws(' ', current_user, inet_client_addr()), now()) \
                ON CONFLICT (stream) DO UPDATE SET epoch = cdc_sync.fence.epoch + 1, owner = excluded.owner, \
                raised_at = excluded.raised_at RETURNING epoch";
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&stream];
-    let raise = control.query_one(sql, &parameters);
+    let raise = async {
+        loop {
+            match control.query_one(sql, &[&stream]).await {
+                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
+                raised => return raised,
+            }
+        }
+    };
     tokio::pin!(raise);
     let raised = tokio::select! {
         raised = &mut raise => raised,

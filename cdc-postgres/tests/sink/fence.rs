@@ -210,3 +210,48 @@ fn a_takeover_ends_what_does_not_end() {
         assert_eq!(cluster.sql(&database, "SELECT count(*) FROM t").unwrap(), "0");
     });
 }
+
+/// A server does not look whether the client of a session that waits for a lock is still there.
+#[test]
+fn an_instance_that_died_while_it_waited_keeps_nobody_out() {
+    on_each("died_waiting", SCHEMA, async |target| {
+        let Target { fence, sink, .. } = target;
+        drop((fence, sink));
+        let url = target.cluster.url(&target.database);
+        let running = testbed::postgres::connect(&url).await.unwrap();
+        let last = format!("BEGIN; SELECT FROM cdc_sync.fence WHERE stream = '{STREAM}' FOR SHARE");
+        running.batch_execute(&last).await.unwrap();
+        let other = site(target.cluster, &target.database).await;
+        let deadline = Instant::now() + PATIENCE;
+        let dead = {
+            let dies = other.take_fence(STREAM, PATIENCE);
+            tokio::pin!(dies);
+            let holds = async {
+                loop {
+                    if let Some(holder) = other.holder(STREAM).await.unwrap() {
+                        return holder;
+                    }
+                    assert!(Instant::now() < deadline, "the lock is not taken");
+                }
+            };
+            tokio::select! {
+                _ = &mut dies => panic!("the fence was taken over a running transaction"),
+                holder = holds => holder,
+            }
+        };
+        let (taken, ()) = tokio::join!(other.take_fence(STREAM, PATIENCE), async {
+            // The next one holds the lock while the transaction that the dead one waited for still runs.
+            while other
+                .holder(STREAM)
+                .await
+                .unwrap()
+                .is_none_or(|holder| holder == dead)
+            {
+                assert!(Instant::now() < deadline, "the dead one keeps the lock");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            running.batch_execute("COMMIT").await.unwrap();
+        });
+        taken.unwrap();
+    });
+}

@@ -12,10 +12,11 @@ const SEED: u64 = 7;
 
 /// A table without any key: a change that is applied twice shows, instead of meeting a constraint.
 const TABLE: &str = "CREATE TABLE ledger (n integer); ALTER TABLE ledger REPLICA IDENTITY FULL";
-/// Each COMMIT on green takes a while, so that it is still running when its client is gone; nothing can take a
-/// COMMIT back.
-const SLOW: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
-    'BEGIN PERFORM pg_catalog.pg_sleep(0.4); RETURN NULL; END'; \
+/// Each COMMIT on green takes a while, however many rows it has, so that it is still running when its client is gone;
+/// nothing can take a COMMIT back.
+const SLOW: &str = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN \
+    IF current_setting('test.slept', true) IS DISTINCT FROM 'yes' THEN \
+    PERFORM pg_catalog.pg_sleep(1), set_config('test.slept', 'yes', true); END IF; RETURN NULL; END$$; \
     CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON ledger DEFERRABLE INITIALLY DEFERRED \
     FOR EACH ROW EXECUTE FUNCTION slow(); \
     ALTER TABLE ledger ENABLE ALWAYS TRIGGER slow";

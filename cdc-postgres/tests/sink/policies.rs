@@ -1,0 +1,267 @@
+//! Conflicts that a policy decides: the documented winner on every key, a row in the log for each, and the numbers.
+
+use std::sync::Arc;
+
+use cdc_core::TableSchema;
+use cdc_core::conflict::{Policy, VersionColumns};
+use cdc_core::model::Identity;
+use cdc_core::plan::{PlanMode, TxnGroup};
+use cdc_core::sink::Applied;
+use cdc_core::{Action, Error, Kind, Result};
+
+use crate::changes::{Changes, Of, table};
+use crate::on_each;
+use crate::target::Target;
+
+fn lww() -> Policy {
+    Policy::Lww(VersionColumns {
+        version: "ver".into(),
+        node: None,
+    })
+}
+
+/// The stream's content of `table` and its conflicts since the last call, each as one line.
+fn state(target: &Target, table: &str) -> (String, String) {
+    let rows = format!("SELECT coalesce(string_agg(t::text, ' ' ORDER BY id), '') FROM {table} t");
+    let log = "WITH gone AS (DELETE FROM cdc_sync.conflict_log RETURNING *) SELECT coalesce(string_agg( \
+               (key ->> 'id') || ' ' || kind || ' ' || winner || ' ' || state, ', ' ORDER BY (key ->> 'id')::int), '') FROM gone";
+    (target.sql(&rows), target.sql(log))
+}
+
+async fn apply(target: &mut Target, group: TxnGroup, mode: PlanMode) -> Result<Applied> {
+    let mut plan = target.plan(group, mode);
+    plan.labels = vec![vec!["0/AB".into()]];
+    target.sink.begin().await?;
+    let applied = match target.sink.apply(&plan).await {
+        Ok(applied) => applied,
+        Err(error) => {
+            target.sink.rollback().await?;
+            return Err(error);
+        }
+    };
+    target.commit().await?;
+    Ok(applied)
+}
+
+/// What each kind of change meets on `t`, whose rows 1, 5 and 8 have version 5 and whose rows 2 and 6 have version 15.
+fn changes(t: &Arc<TableSchema>) -> TxnGroup {
+    let mut changes = Changes::new();
+    for id in ["1", "2", "3"] {
+        changes = changes.insert(t, &[id.into(), "blue".into(), "10".into()]);
+    }
+    for id in ["4", "5", "6"] {
+        changes = changes.update(t, &[id.into(), "blue".into(), "10".into()]);
+    }
+    for id in ["7", "8"] {
+        changes = changes.delete(t, &[id.into(), Of::Absent, Of::Absent]);
+    }
+    changes.group()
+}
+
+const SCHEMA: &str = "CREATE TABLE t (id int8 PRIMARY KEY, v text, ver int8)";
+const FILL: &str = "TRUNCATE t; INSERT INTO t VALUES (1, 'green', 5), (2, 'green', 15), (5, 'green', 5), (6, 'green', 15), (8, 'green', 5)";
+
+#[test]
+fn every_policy_has_its_documented_winner() {
+    let expected = [
+        (
+            Policy::BlueWins,
+            "(1,blue,10) (2,blue,10) (3,blue,10) (4,blue,10) (5,blue,10) (6,blue,10)",
+            "1 insert_exists blue settled, 2 insert_exists blue settled, 4 update_missing blue settled, \
+             7 delete_missing both settled",
+            (0, 0),
+        ),
+        (
+            Policy::GreenWins,
+            "(1,green,5) (2,green,15) (3,blue,10) (5,blue,10) (6,blue,10)",
+            "1 insert_exists green settled, 2 insert_exists green settled, 4 update_missing green settled, \
+             7 delete_missing both settled",
+            (3, 0),
+        ),
+        (
+            lww(),
+            "(1,blue,10) (2,green,15) (3,blue,10) (4,blue,10) (5,blue,10) (6,green,15)",
+            "1 insert_exists blue settled, 2 insert_exists green settled, 4 update_missing blue settled, \
+             6 update_origin_differs green settled, 7 delete_missing both settled",
+            (2, 0),
+        ),
+        (
+            Policy::DeadLetter,
+            "(1,green,5) (2,green,15) (3,blue,10) (5,blue,10) (6,blue,10)",
+            "1 insert_exists none open, 2 insert_exists none open, 4 update_missing none open, \
+             7 delete_missing none open",
+            (0, 4),
+        ),
+    ];
+    on_each("policies", SCHEMA, async |mut target| {
+        let t = table("t", &["*id", "v", "ver"], Identity::Key);
+        for (policy, rows, log, (superseded, dead_lettered)) in &expected {
+            target.set_policy("t", policy).await;
+            for mode in [PlanMode::Net, PlanMode::Ordered] {
+                target.sql(FILL);
+                let applied = apply(&mut target, changes(&t), mode).await.unwrap();
+                assert_eq!(state(&target, "t"), ((*rows).into(), (*log).into()), "{policy:?} {mode:?}");
+                assert_eq!(
+                    (applied.superseded, applied.dead_lettered),
+                    (*superseded, *dead_lettered),
+                    "{policy:?} {mode:?}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn what_was_in_the_way_is_in_the_log() {
+    on_each("policy_log", SCHEMA, async |mut target| {
+        let t = table("t", &["*id", "v", "ver"], Identity::Key);
+        target.set_policy("t", &Policy::DeadLetter).await;
+        target.sql(FILL);
+        apply(&mut target, changes(&t), PlanMode::Net).await.unwrap();
+        let logged = "SELECT stream || ' ' || position || ' ' || schema_name || '.' || table_name || ' ' || op || ' ' || \
+                      policy || ' ' || blue::text || ' ' || green::text FROM cdc_sync.conflict_log \
+                      WHERE key ->> 'id' = '1'";
+        assert_eq!(
+            target.sql(logged),
+            "job 0/AB public.t insert dead_letter {\"v\": \"blue\", \"id\": \"1\", \"ver\": \"10\"} \
+             {\"v\": \"green\", \"id\": \"1\", \"ver\": \"5\"}"
+        );
+    });
+}
+
+#[test]
+fn the_outcome_does_not_depend_on_what_is_grouped() {
+    on_each("policy_groups", SCHEMA, async |mut target| {
+        let t = table("t", &["*id", "v", "ver"], Identity::Key);
+        let row = |id: &'static str, v: &'static str, ver: &'static str| -> [Of<'static>; 3] {
+            [id.into(), v.into(), ver.into()]
+        };
+        let gone = [Of::from("2"), Of::Absent, Of::Absent];
+        let parts = || {
+            [
+                Changes::new().insert(&t, &row("1", "a", "10")),
+                Changes::new().update(&t, &row("1", "b", "11")),
+                Changes::new().insert(&t, &row("2", "a", "10")),
+                Changes::new().delete(&t, &gone),
+                Changes::new().update_from(&t, &row("5", "green", "5"), &row("9", "moved", "12")),
+                Changes::new().update(&t, &row("9", "again", "13")),
+            ]
+        };
+        let whole = || {
+            Changes::new()
+                .insert(&t, &row("1", "a", "10"))
+                .update(&t, &row("1", "b", "11"))
+                .insert(&t, &row("2", "a", "10"))
+                .delete(&t, &gone)
+                .update_from(&t, &row("5", "green", "5"), &row("9", "moved", "12"))
+                .update(&t, &row("9", "again", "13"))
+        };
+        for policy in [Policy::BlueWins, Policy::GreenWins, lww(), Policy::DeadLetter] {
+            target.set_policy("t", &policy).await;
+            target.sql(FILL);
+            for part in parts() {
+                apply(&mut target, part.group(), PlanMode::Net).await.unwrap();
+            }
+            let one_by_one = state(&target, "t");
+            target.sql(FILL);
+            apply(&mut target, whole().group(), PlanMode::Net).await.unwrap();
+            assert_eq!(state(&target, "t"), one_by_one, "{policy:?}");
+        }
+    });
+}
+
+#[test]
+fn rows_in_the_way_by_other_unique_keys() {
+    let schema = "CREATE TABLE w (id int8 PRIMARY KEY, a text UNIQUE, b text UNIQUE, ver int8)";
+    let fill = "TRUNCATE w; INSERT INTO w SELECT n, 'a' || n, 'b' || n, 5 FROM generate_series(1, 5) n";
+    let before = "(1,a1,b1,5) (2,a2,b2,5) (3,a3,b3,5) (4,a4,b4,5) (5,a5,b5,5)";
+    let kinds = |winner: &str, state: &str| {
+        format!(
+            "4 update_exists {winner} {state}, 10 insert_exists {winner} {state}, \
+             11 multiple_unique_conflicts {winner} {state}"
+        )
+    };
+    on_each("policy_unique", schema, async |mut target| {
+        let w = table("w", &["*id", "a", "b", "ver"], Identity::Key);
+        let group = || {
+            Changes::new()
+                .insert(&w, &["10".into(), "a1".into(), "x".into(), "9".into()])
+                .insert(&w, &["11".into(), "a2".into(), "b3".into(), "9".into()])
+                .update(&w, &["4".into(), "a5".into(), "b4".into(), "9".into()])
+                .group()
+        };
+        for (policy, rows, log) in [
+            (
+                Policy::BlueWins,
+                "(4,a5,b4,9) (10,a1,x,9) (11,a2,b3,9)",
+                kinds("blue", "settled"),
+            ),
+            (Policy::GreenWins, before, kinds("green", "settled")),
+            (Policy::DeadLetter, before, kinds("none", "open")),
+        ] {
+            target.set_policy("w", &policy).await;
+            target.sql(fill);
+            apply(&mut target, group(), PlanMode::Net).await.unwrap();
+            assert_eq!(state(&target, "w"), (rows.into(), log), "{policy:?}");
+        }
+        target.set_policy("w", &lww()).await;
+        target.sql(fill);
+        let error = apply(&mut target, group(), PlanMode::Net).await.unwrap_err();
+        undecided(&error, "insert_exists", "public.w (id=10)");
+        assert_eq!(state(&target, "w"), (before.into(), String::new()));
+    });
+}
+
+fn undecided(error: &Error, kind: &str, object: &str) {
+    assert_eq!((error.kind(), error.what_to_do()), (Kind::Conflict, Action::Stop), "{error}");
+    assert!(error.message().starts_with(kind), "{error}");
+    assert_eq!(error.object_name(), Some(object));
+    assert!(error.remedy_text().is_some());
+}
+
+#[test]
+fn what_cannot_be_decided_stops() {
+    on_each("policy_undecided", SCHEMA, async |mut target| {
+        let t = table("t", &["*id", "v", "ver"], Identity::Key);
+        target.sql(FILL);
+        // A value that the change does not carry cannot be invented.
+        for policy in [Policy::BlueWins, lww()] {
+            target.set_policy("t", &policy).await;
+            let update = Changes::new().update(&t, &["77".into(), Of::Unchanged, "10".into()]);
+            let error = apply(&mut target, update.group(), PlanMode::Net).await.unwrap_err();
+            undecided(&error, "update_missing", "public.t (id=77)");
+        }
+        // Nor can a version that is not known be compared.
+        let insert = Changes::new().insert(&t, &["1".into(), "blue".into(), Of::Null]);
+        let error = apply(&mut target, insert.group(), PlanMode::Net).await.unwrap_err();
+        undecided(&error, "insert_exists", "public.t (id=1)");
+        // Without a key there is no row that could win.
+        target.sql("CREATE TABLE nokey (v text)");
+        target.set_policy("nokey", &Policy::BlueWins).await;
+        let nokey = table("nokey", &["v"], Identity::Full);
+        let insert = Changes::new().insert(&nokey, &["x".into()]);
+        let error = target.try_plan(insert.group()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Schema);
+    });
+}
+
+#[test]
+fn an_older_delete_leaves_the_newer_row() {
+    on_each("policy_delete", SCHEMA, async |mut target| {
+        // Only a full old image says which version was deleted.
+        let t = table("t", &["id", "v", "ver"], Identity::Full);
+        target.set_policy("t", &lww()).await;
+        target.sql(FILL);
+        let gone = |id: &'static str| -> [Of<'static>; 3] { [id.into(), "blue".into(), "10".into()] };
+        let deletes = Changes::new().delete(&t, &gone("1")).delete(&t, &gone("2"));
+        let applied = apply(&mut target, deletes.group(), PlanMode::Net).await.unwrap();
+        assert_eq!(applied.superseded, 1);
+        assert_eq!(
+            state(&target, "t"),
+            (
+                "(2,green,15) (5,green,5) (6,green,15) (8,green,5)".into(),
+                "2 delete_origin_differs green settled".into()
+            )
+        );
+    });
+}
