@@ -6,6 +6,7 @@ mod conflicts;
 mod durable;
 mod fence;
 mod keyless;
+mod policies;
 mod sets;
 mod state;
 mod target;

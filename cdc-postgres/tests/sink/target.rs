@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cdc_core::conflict::Policy;
 use cdc_core::engine::Fence;
 use cdc_core::model::ChangeCounts;
 use cdc_core::plan::{ApplyPlan, PlanMode, Planner, TargetCatalog, TargetTable, TxnGroup};
@@ -86,8 +87,22 @@ impl Target {
         self.catalog.get(&TableName::new("public", name)).unwrap().0
     }
 
+    /// Gives `public.<name>` a policy.
+    pub(crate) async fn set_policy(&self, name: &str, policy: &Policy) {
+        let mut tables = self.site.target_tables(&TableSelection::default()).await.unwrap();
+        for table in tables.iter_mut().filter(|table| table.name.name == name) {
+            table.policy = policy.clone();
+        }
+        self.catalog.replace(tables);
+    }
+
     pub(crate) fn plan(&mut self, group: TxnGroup, mode: PlanMode) -> ApplyPlan {
         self.planner.compile(group, mode).unwrap()
+    }
+
+    /// What becomes of planning a group.
+    pub(crate) fn try_plan(&mut self, group: TxnGroup) -> Result<ApplyPlan> {
+        self.planner.compile(group, PlanMode::Net)
     }
 
     /// Applies a group in a target transaction of its own; the rows hit.
