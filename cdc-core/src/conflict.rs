@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::batch::ChangeEvent;
+use crate::error::Error;
 use crate::model::{Position, TableName};
 
 /// What a change found on the target. The names are those of PostgreSQL 18's conflict statistics.
@@ -166,18 +168,19 @@ fn as_text<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> Re
 }
 
 /// A conflict that an embedding program is asked about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conflict {
+#[derive(Debug, Clone, Copy)]
+pub struct Conflict<'a> {
     /// the table
-    pub table: TableName,
-    /// what happened, as the error tells it: kind, key, constraint
-    pub error: String,
-    /// the change's row as text, column by column; what the change does not carry is left out
-    pub blue: BTreeMap<String, Option<String>>,
+    pub table: &'a TableName,
+    /// what happened, and to which row: its message begins with the kind's name
+    pub error: &'a Error,
+    /// the change
+    pub change: ChangeEvent<'a>,
 }
 
 /// Decides conflicts of tables under [`Policy::Ask`]. Called on the apply thread: the stream waits for the answer.
+/// Changes without conflicts never come here.
 pub trait ConflictHandler: Send + Sync {
-    /// Who wins. [`Policy::Ask`] is taken as [`Policy::Stop`].
-    fn decide(&self, conflict: &Conflict) -> Policy;
+    /// The policy by which this one conflict is decided. [`Policy::Stop`] and [`Policy::Ask`] stop the stream.
+    fn decide(&self, conflict: &Conflict<'_>) -> Policy;
 }

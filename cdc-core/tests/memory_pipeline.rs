@@ -154,6 +154,7 @@ impl Stream {
             },
             control: Arc::clone(&self.control),
             stats: Arc::clone(&self.stats),
+            conflicts: None,
         })
         .map(drop)
     }

@@ -13,8 +13,10 @@ use tokio_postgres::types::Type;
 use crate::catalog::OWN_SCHEMA;
 use crate::config::Config;
 use crate::session::{connect, during};
+use crate::sink::origin;
 use crate::state::FUNCTIONS;
 use crate::wire::identifier;
+use crate::wire::session::literal;
 
 /// Whoever waits for a lock makes others wait behind it.
 const SETTINGS: &[(&str, &str)] = &[("lock_timeout", "5s")];
@@ -36,6 +38,9 @@ pub(crate) async fn cleanup(
         plan.slot = find_slot(&client, &names.slot, &mut plan.stays).await?;
         plan.publication = find_publication(&client, &names.slot, &mut plan.stays).await?;
     }
+    if side != Side::Source {
+        plan.origin = find_origin(&client, &names.job).await?;
+    }
     find_state(&client, side, names, &mut plan).await?;
     if !dry_run {
         plan.carry_out(&mut client, &names.job).await?;
@@ -43,11 +48,24 @@ pub(crate) async fn cleanup(
     Ok(plan.report())
 }
 
+/// The job's replication origin, if this role may drop it: without the right to make one it has made none.
+async fn find_origin(client: &Client, stream: &str) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT roname FROM pg_replication_origin WHERE roname = {} \
+         AND has_function_privilege('pg_replication_origin_drop(text)', 'EXECUTE')",
+        origin::name(stream)
+    );
+    let found = client.query_opt(&sql, &[]).await;
+    let found = found.map_err(during("looking for the replication origin"))?;
+    Ok(found.map(|row| row.get(0)))
+}
+
 /// What there is to drop.
 #[derive(Debug, Default)]
 struct Plan {
     slot: Option<String>,
     publication: Option<String>,
+    origin: Option<String>,
     tables: Vec<StateTable>,
     /// functions of the state, with their arguments
     functions: Vec<String>,
@@ -106,6 +124,9 @@ impl Plan {
         if let Some(publication) = &self.publication {
             statements.push(format!("DROP PUBLICATION IF EXISTS {}", identifier(publication)));
         }
+        if let Some(origin) = &self.origin {
+            statements.push(format!("SELECT pg_replication_origin_drop({})", literal(origin)));
+        }
         if self.drop_tables {
             // In one statement, so that references between them do not matter.
             let list: Vec<String> = self.tables.iter().map(StateTable::qualified).collect();
@@ -132,6 +153,7 @@ impl Plan {
             self.publication
                 .map(|publication| format!("publication {publication}")),
         );
+        dropped.extend(self.origin.map(|origin| format!("replication origin {origin}")));
         for StateTable { name, own_rows, .. } in self.tables {
             match (self.drop_tables, own_rows) {
                 (true, 0) => dropped.push(format!("table {OWN_SCHEMA}.{name}")),

@@ -13,6 +13,7 @@ mod decided;
 mod fault;
 mod flight;
 mod net;
+pub(crate) mod origin;
 mod policy;
 mod render;
 mod rows;
@@ -89,7 +90,7 @@ impl PgSink {
             return Err(Error::bug("a target transaction is begun while one is open"));
         }
         if self.connection.is_none() {
-            self.connection = Some(session::open(&self.config).await?);
+            self.connection = Some(session::open(&self.config, &self.stream).await?);
             self.tables.forget();
         }
         self.progress = Progress::Asked;
@@ -346,7 +347,11 @@ async fn feed(
                 .send(flight)
                 .await?
             }
-            Step::Ordered(rows) => Rows::new(plan).send_ordered(flight, tables, buffers, rows).await?,
+            Step::Ordered(rows) => {
+                Rows::new(plan)
+                    .send_ordered(flight, tables, buffers, rows)
+                    .await?
+            }
             Step::Truncate { tables, truncation } => {
                 let sql = truncate(plan, tables, truncation.restart_identity)?;
                 flight.once(&sql, Subject::Truncate { step: number }).await?;

@@ -69,6 +69,7 @@ async fn main() -> Result<()> {
             tools_dir: arguments.next().map(Into::into),
         },
         control: Arc::new(Control::new()),
+        conflicts: None,
         stats: Arc::new(StreamStats::default()),
         reporter: Arc::new(Lines),
     };

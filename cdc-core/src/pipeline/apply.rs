@@ -16,9 +16,10 @@ use super::session::Durable;
 use super::stats::{Phase, StreamStats};
 use crate::BoxFuture;
 use crate::batch::Batch;
+use crate::conflict::{Conflict, ConflictHandler, Policy};
 use crate::error::{Action, Error, Kind, Result};
 use crate::model::Position;
-use crate::plan::{ApplyPlan, PlanMode, Planner, Step, TargetCatalog, TxnGroup};
+use crate::plan::{ApplyPlan, PlanMode, PlannedTable, Planner, Step, TargetCatalog, TargetTable, TxnGroup};
 use crate::sink::{Applied, Checkpoint, CommitOutcome, Sink};
 use crate::source::PositionTracker;
 
@@ -43,6 +44,7 @@ pub(super) struct ApplyStage {
     pub(super) durable: Arc<Durable>,
     pub(super) control: Arc<Control>,
     pub(super) stats: Arc<StreamStats>,
+    pub(super) conflicts: Option<Arc<dyn ConflictHandler>>,
     pub(super) open: Option<OpenTxn>,
     pub(super) idle: Option<Position>,
     pub(super) idle_stored: Instant,
@@ -138,7 +140,7 @@ impl ApplyStage {
                 match self.try_plan(&mut plan) {
                     Ok(applied) => (plan, applied),
                     Err(error) if splittable(&error) => {
-                        return Err(self.name_culprit(&plan.group, fresh, error));
+                        return self.one_by_one(&plan.group, fresh, at_boundary, error);
                     }
                     Err(error) => return Err(error),
                 }
@@ -167,7 +169,10 @@ impl ApplyStage {
         if fresh {
             self.begin()?;
         }
-        Ok(self.name_culprit(group, fresh, error))
+        Ok(match self.one_by_one(group, fresh, false, error) {
+            Ok(()) => Error::bug("a group that cannot be planned was applied"),
+            Err(error) => error,
+        })
     }
 
     fn try_plan(&mut self, plan: &mut ApplyPlan) -> Result<Applied> {
@@ -227,7 +232,9 @@ impl ApplyStage {
             }
         }
         let changes = &mut open.checkpoint.changes;
-        changes.applied += plan.applied.saturating_sub(applied.superseded + applied.dead_lettered);
+        changes.applied += plan
+            .applied
+            .saturating_sub(applied.superseded + applied.dead_lettered);
         changes.superseded += applied.superseded;
         changes.dead_lettered += applied.dead_lettered;
         changes.coalesced += plan.coalesced;
@@ -338,18 +345,15 @@ impl ApplyStage {
         }
     }
 
-    /// Applies everything before the transaction that fails, then finds the row in it; returns the error to
+    /// Applies a group that failed as a whole: transaction by transaction up to the one that fails, and of that row by
+    /// row. A conflict that the embedding program is asked about may be decided there; everything else is the error to
     /// stop with. `fresh` says that the target transaction holds nothing but this group.
-    fn name_culprit(&mut self, group: &TxnGroup, fresh: bool, error: Error) -> Error {
+    fn one_by_one(&mut self, group: &TxnGroup, fresh: bool, at_boundary: bool, error: Error) -> Result<()> {
         if !fresh {
-            let position = self.tracker.position();
-            return self
-                .find_row(group, error)
-                .at(format!("the transaction after {position}"));
+            return self.row_by_row(group, at_boundary, error);
         }
-        if let Err(lost) = self.rollback() {
-            return lost;
-        }
+        self.rollback()?;
+        let mut decided = false;
         for (number, piece) in group.pieces.iter().enumerate() {
             for index in piece.txns.clone() {
                 let Some(txn) = piece.batch.txns().get(index) else {
@@ -362,18 +366,19 @@ impl ApplyStage {
                 match self.apply_single(&single, txn.last) {
                     Ok(()) => {}
                     Err(error) if splittable(&error) => {
-                        let position = self.tracker.position();
                         tracing::debug!(piece = number, txn = index, "culprit transaction found");
-                        return self
-                            .find_row(&single, error)
-                            .at(format!("the transaction after {position}"));
+                        self.row_by_row(&single, txn.last, error)?;
+                        decided = true;
                     }
-                    Err(error) => return error,
+                    Err(error) => return Err(error),
                 }
             }
         }
+        if decided {
+            return Ok(());
+        }
         // Alone, every transaction went through: what objected has gone. Start again from the checkpoint.
-        error.action(Action::Retry)
+        Err(error.action(Action::Retry))
     }
 
     fn apply_single(&mut self, group: &TxnGroup, last: bool) -> Result<()> {
@@ -386,28 +391,74 @@ impl ApplyStage {
         if last { self.commit() } else { Ok(()) }
     }
 
-    /// Applies the rows of a group one by one until one fails; its error says more than the group's.
-    fn find_row(&mut self, group: &TxnGroup, error: Error) -> Error {
-        let plan = match self.planner.compile(group.clone(), PlanMode::Ordered) {
-            Ok(plan) => plan,
-            Err(error) => return error,
-        };
-        for step in &plan.steps {
+    /// Applies the rows of a group one by one: the error of the one that fails says more than the group's `error`.
+    fn row_by_row(&mut self, group: &TxnGroup, last: bool, error: Error) -> Result<()> {
+        let at = format!("the transaction after {}", self.tracker.position());
+        let plan = self.planner.compile(group.clone(), PlanMode::Ordered);
+        let mut plan = plan.map_err(|error| error.at(&at))?;
+        let steps = std::mem::take(&mut plan.steps);
+        let mut sum = Applied::default();
+        let mut decided = false;
+        for step in steps {
             let singles: Vec<Step> = match step {
                 Step::Ordered(rows) => rows.iter().map(|row| Step::Ordered(vec![*row])).collect(),
-                other => vec![other.clone()],
+                other => vec![other],
             };
             for single in singles {
                 let mut one = ApplyPlan {
                     steps: vec![single],
                     ..plan.clone()
                 };
-                if let Err(error) = self.try_plan(&mut one) {
-                    return error;
-                }
+                let applied = match self.try_plan(&mut one) {
+                    Ok(applied) => applied,
+                    Err(error) => {
+                        decided = true;
+                        self.decide(one, error).map_err(|error| error.at(&at))?
+                    }
+                };
+                sum.superseded += applied.superseded;
+                sum.dead_lettered += applied.dead_lettered;
             }
         }
-        error
+        if !decided {
+            return Err(error.at(&at));
+        }
+        self.account(&plan, sum, internal_rows(group)?)?;
+        if last { self.commit() } else { Ok(()) }
+    }
+
+    /// Asks the embedding program about a row that met a conflict, and applies the row as it says.
+    fn decide(&mut self, mut one: ApplyPlan, error: Error) -> Result<Applied> {
+        let Some(handler) = self.conflicts.clone().filter(|_| error.kind() == Kind::Conflict) else {
+            return Err(error);
+        };
+        let policy = match one.steps.as_slice() {
+            [Step::Ordered(rows)] => rows.first().and_then(|row| {
+                let table = one.tables.get(row.table)?;
+                let conflict = Conflict {
+                    table: &table.target.name,
+                    error: &error,
+                    change: one.event(row.row)?,
+                };
+                let asks = table.target.policy == Policy::Ask;
+                asks.then(|| (row.table, handler.decide(&conflict)))
+            }),
+            _ => None,
+        };
+        let Some((number, policy)) = policy.filter(|(_, policy)| policy.decides()) else {
+            return Err(error);
+        };
+        if let Some(table) = one.tables.get_mut(number) {
+            let target = TargetTable {
+                policy,
+                ..TargetTable::clone(&table.target)
+            };
+            *table = Arc::new(PlannedTable {
+                target: Arc::new(target),
+                ..PlannedTable::clone(table)
+            });
+        }
+        self.try_plan(&mut one)
     }
 
     fn rollback(&mut self) -> Result<()> {

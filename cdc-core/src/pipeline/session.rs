@@ -15,6 +15,7 @@ use super::grouper::{GroupLimits, Grouper};
 use super::plan::PlanStage;
 use super::read::ReadStage;
 use super::stats::StreamStats;
+use crate::conflict::ConflictHandler;
 use crate::error::{Error, Kind, Result};
 use crate::model::Position;
 use crate::plan::{Planner, TargetCatalog};
@@ -70,6 +71,8 @@ pub struct Session {
     pub control: Arc<Control>,
     /// what the outside sees of it
     pub stats: Arc<StreamStats>,
+    /// who is asked about conflicts of tables under [`Policy::Ask`](crate::conflict::Policy::Ask)
+    pub conflicts: Option<Arc<dyn ConflictHandler>>,
 }
 
 /// How a session ended without an error.
@@ -111,6 +114,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         config,
         control,
         stats,
+        conflicts,
     } = session;
     let source_runtime = runtime()?;
     let sink_runtime = runtime()?;
@@ -154,6 +158,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         durable: Arc::clone(&durable),
         control: Arc::clone(&control),
         stats: Arc::clone(&stats),
+        conflicts,
         open: None,
         idle: None,
         idle_stored: Instant::now(),

@@ -165,7 +165,10 @@ fn resolve(source: &Arc<TableSchema>, target: Arc<TargetTable>, marked_ordered: 
     if decides && !locator_is_unique {
         return Err(Error::new(
             Kind::Schema,
-            format!("policy {} needs a key of the target that the source's changes carry", target.policy.name()),
+            format!(
+                "policy {} needs a key of the target that the source's changes carry",
+                target.policy.name()
+            ),
         )
         .object(format!("table {}", source.name))
         .remedy("give the target's table the source's primary key, or leave the policy at stop"));

@@ -133,7 +133,7 @@ impl PgDecoder {
 
     fn origin(&mut self, origin: &Origin<'_>) -> Result<()> {
         let open = self.open.as_mut().ok_or_else(|| outside("an origin"))?;
-        open.set_origin(origin)
+        open.set_origin(origin, &self.stream)
     }
 
     #[inline]
@@ -143,8 +143,14 @@ impl PgDecoder {
             return Ok(());
         }
         let table = self.relations.get(change.relation)?;
+        let looped = open.looped;
         let counts = open.counts(batch)?;
         match table.handling {
+            Handling::Decode | Handling::Filtered if looped => {
+                counts.read += 1;
+                counts.looped += 1;
+                return Ok(());
+            }
             Handling::Decode if !table.has_seeded(open.commit_lsn) => counts.read += 1,
             Handling::Decode | Handling::Filtered => {
                 counts.read += 1;
@@ -188,6 +194,10 @@ impl PgDecoder {
             let table = self.relations.get(id)?;
             match table.handling {
                 Handling::Internal | Handling::DecodeOwn { .. } => counts.internal += 1,
+                Handling::Decode | Handling::Filtered if open.looped => {
+                    counts.read += 1;
+                    counts.looped += 1;
+                }
                 Handling::Decode if !table.has_seeded(open.commit_lsn) => {
                     counts.read += 1;
                     tables.push(std::sync::Arc::clone(&table.schema));

@@ -5,12 +5,10 @@ use cdc_core::{Batch, Error, Kind, Result, TxnId, TxnRecord, TxnSeq};
 
 use super::message::{Begin, Origin};
 use crate::lsn::Lsn;
+use crate::sink::origin as job_origin;
 
 /// From PostgreSQL's epoch (2000-01-01 UTC) back to the Unix epoch, in µs.
 const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
-
-/// Origins with this prefix are replication sessions of cdc-sync: the transaction was applied here from a peer.
-const OWN_ORIGIN_PREFIX: &str = "cdc_sync_";
 
 /// A transaction whose Commit has not come yet.
 #[derive(Clone, Debug)]
@@ -21,6 +19,8 @@ pub(super) struct OpenTransaction {
     seen: Option<TxnId>,
     /// It is on the target already: nothing of it is handed out.
     pub(super) redelivered: bool,
+    /// The stream of the same job in the other direction has applied it here: it comes from the target.
+    pub(super) looped: bool,
     /// logical messages that came before it outside any transaction
     pub(super) internal_before: u64,
     /// whether a part of it has been handed out
@@ -45,6 +45,7 @@ impl OpenTransaction {
             origin: None,
             seen: None,
             redelivered: begin.final_lsn < from,
+            looped: false,
             internal_before: 0,
             begun: false,
             recorded: false,
@@ -52,12 +53,13 @@ impl OpenTransaction {
     }
 
     /// Takes up where the transaction came from. A transaction may carry several; it was first written at the first.
-    pub(super) fn set_origin(&mut self, origin: &Origin<'_>) -> Result<()> {
+    pub(super) fn set_origin(&mut self, origin: &Origin<'_>, stream: &str) -> Result<()> {
         if self.origin.is_some() {
             return Ok(());
         }
         self.origin = Some(origin.name.into());
-        if origin.name.starts_with(OWN_ORIGIN_PREFIX) {
+        if let Some(job) = job_origin::job(origin.name) {
+            self.looped = job == stream;
             self.seen = Some(TxnId::new(&origin.commit_lsn.0.to_be_bytes())?);
         }
         Ok(())

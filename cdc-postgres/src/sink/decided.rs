@@ -100,9 +100,17 @@ impl Decided<'_, '_> {
             };
             let arrays = &mut self.buffers.arrays;
             match form {
-                Form::Row => flight.run_deciding(&statement.name, Format::Text, arrays.single(), subject, 1)?,
+                Form::Row => {
+                    flight.run_deciding(&statement.name, Format::Text, arrays.single(), subject, 1)?
+                }
                 Form::Set => {
-                    flight.run_deciding(&statement.name, Format::Binary, arrays.finish(), subject, taken as u64)?;
+                    flight.run_deciding(
+                        &statement.name,
+                        Format::Binary,
+                        arrays.finish(),
+                        subject,
+                        taken as u64,
+                    )?;
                 }
             }
             flight.flow().await?;

@@ -231,7 +231,12 @@ fn choose_deciding(table: &Bound, event: &ChangeEvent<'_>, columns: &mut Vec<usi
     columns.clear();
     Ok(match event.op() {
         Op::Insert => {
-            columns.extend(planned.written.iter().filter(|column| event.after(**column).is_known()));
+            columns.extend(
+                planned
+                    .written
+                    .iter()
+                    .filter(|column| event.after(**column).is_known()),
+            );
             Effect::Insert
         }
         Op::Update => {

@@ -3,6 +3,7 @@
 use cdc_core::Result;
 use tokio_postgres::Client;
 
+use super::origin;
 use crate::config::Config;
 use crate::error::PgError;
 use crate::session::{during, try_replica_role};
@@ -45,10 +46,11 @@ const FIXED: [(&str, &str); 4] = [
     (COMMIT, "COMMIT"),
 ];
 
-/// Opens an applying session.
-pub(super) async fn open(config: &Config) -> Result<Connection> {
+/// Opens an applying session of `stream`.
+pub(super) async fn open(config: &Config, stream: &str) -> Result<Connection> {
     let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
     try_replica_role(&mut connection).await?;
+    origin::take(&mut connection, stream).await?;
     prepare_fixed(&mut connection).await?;
     Ok(connection)
 }

@@ -280,7 +280,10 @@ pub(super) fn names(table: &Bound, columns: &[usize]) -> Result<String> {
     list(columns, |column| Ok(table.column(*column)?.quoted.clone()))
 }
 
-pub(super) fn list<T>(items: impl IntoIterator<Item = T>, show: impl Fn(T) -> Result<String>) -> Result<String> {
+pub(super) fn list<T>(
+    items: impl IntoIterator<Item = T>,
+    show: impl Fn(T) -> Result<String>,
+) -> Result<String> {
     let shown: Vec<String> = items.into_iter().map(show).collect::<Result<_>>()?;
     Ok(shown.join(", "))
 }

@@ -143,6 +143,7 @@ impl<'h> Stream<'h> {
             },
             control: Arc::clone(&self.control),
             stats: Arc::new(StreamStats::default()),
+            conflicts: None,
         })
         .map(drop)
     }

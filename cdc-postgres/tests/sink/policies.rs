@@ -100,7 +100,11 @@ fn every_policy_has_its_documented_winner() {
             for mode in [PlanMode::Net, PlanMode::Ordered] {
                 target.sql(FILL);
                 let applied = apply(&mut target, changes(&t), mode).await.unwrap();
-                assert_eq!(state(&target, "t"), ((*rows).into(), (*log).into()), "{policy:?} {mode:?}");
+                assert_eq!(
+                    state(&target, "t"),
+                    ((*rows).into(), (*log).into()),
+                    "{policy:?} {mode:?}"
+                );
                 assert_eq!(
                     (applied.superseded, applied.dead_lettered),
                     (*superseded, *dead_lettered),
@@ -213,7 +217,11 @@ fn rows_in_the_way_by_other_unique_keys() {
 }
 
 fn undecided(error: &Error, kind: &str, object: &str) {
-    assert_eq!((error.kind(), error.what_to_do()), (Kind::Conflict, Action::Stop), "{error}");
+    assert_eq!(
+        (error.kind(), error.what_to_do()),
+        (Kind::Conflict, Action::Stop),
+        "{error}"
+    );
     assert!(error.message().starts_with(kind), "{error}");
     assert_eq!(error.object_name(), Some(object));
     assert!(error.remedy_text().is_some());
@@ -228,12 +236,16 @@ fn what_cannot_be_decided_stops() {
         for policy in [Policy::BlueWins, lww()] {
             target.set_policy("t", &policy).await;
             let update = Changes::new().update(&t, &["77".into(), Of::Unchanged, "10".into()]);
-            let error = apply(&mut target, update.group(), PlanMode::Net).await.unwrap_err();
+            let error = apply(&mut target, update.group(), PlanMode::Net)
+                .await
+                .unwrap_err();
             undecided(&error, "update_missing", "public.t (id=77)");
         }
         // Nor can a version that is not known be compared.
         let insert = Changes::new().insert(&t, &["1".into(), "blue".into(), Of::Null]);
-        let error = apply(&mut target, insert.group(), PlanMode::Net).await.unwrap_err();
+        let error = apply(&mut target, insert.group(), PlanMode::Net)
+            .await
+            .unwrap_err();
         undecided(&error, "insert_exists", "public.t (id=1)");
         // Without a key there is no row that could win.
         target.sql("CREATE TABLE nokey (v text)");

@@ -160,6 +160,7 @@ async fn begin(session: &Session, args: &Run) -> Result<Report> {
         selection: selection.clone(),
         settings: settings(session, args),
         control: Arc::new(Control::new()),
+        conflicts: None,
         stats,
         reporter: Arc::clone(&progress) as Arc<dyn crate::run::Reporter>,
     });

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cdc_core::conflict::ConflictHandler;
 use cdc_core::engine::{Fence, JobNames, SeedPhase, SequenceAdvance};
 use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
 use cdc_core::{Kind, Position, Result, Site, TableName, TableSelection};
@@ -76,6 +77,8 @@ pub struct RunContext {
     pub settings: RunSettings,
     /// stop requests; the caller's signal handler calls [`Control::stop`]
     pub control: Arc<Control>,
+    /// who decides conflicts of tables under policy `ask`; without one they stop the stream
+    pub conflicts: Option<Arc<dyn ConflictHandler>>,
     /// live numbers for `/metrics` and the lag line
     pub stats: Arc<StreamStats>,
     /// where progress is shown

@@ -113,6 +113,7 @@ async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<S
         config: context.settings.pipeline,
         control: Arc::clone(&context.control),
         stats: Arc::clone(&context.stats),
+        conflicts: context.conflicts.clone(),
     })
 }
 
