@@ -8,7 +8,7 @@ use serde_json::Value;
 use testbed::pair::LIMIT;
 use testbed::{Pair, Process};
 
-use super::{end, following, shop};
+use super::{end, following, shop, wait_for_green};
 
 /// The answer to a GET, head and body.
 fn get(address: &str, path: &str) -> String {
@@ -120,5 +120,36 @@ fn tail_shows_changes_as_they_come() {
         .on_blue("SELECT slot_name FROM pg_replication_slots WHERE active")
         .unwrap();
     pair.verb(&["tail", "--slot", &slot, "--limit", "1"], 11).unwrap();
+    end(running);
+}
+
+/// What the job has applied to green is recognised in green's log: the job in the other direction leaves it out.
+#[test]
+fn changes_of_the_same_job_do_not_come_back() {
+    let pair = shop(16, 18);
+    let mut running = pair.spawn(&["run", "--job", "both"]).unwrap();
+    running.wait_for("stream started", LIMIT).unwrap();
+    pair.on_green("CREATE PUBLICATION cdc_sync_both FOR TABLE customers")
+        .unwrap();
+    pair.on_green("SELECT pg_create_logical_replication_slot('cdc_sync_both', 'pgoutput')")
+        .unwrap();
+    pair.on_blue("INSERT INTO customers VALUES (2000, 'from blue', NULL)")
+        .unwrap();
+    let arrived = "SELECT count(*) FROM customers WHERE id = 2000";
+    wait_for_green(&pair, &mut running, arrived, "1");
+    pair.on_green("INSERT INTO customers VALUES (2001, 'from green', NULL)")
+        .unwrap();
+    let [_, green] = pair.urls();
+    let seen = |job: &str| -> String {
+        let mut command = testbed::process::cdc_sync().unwrap();
+        command.args(["tail", "--slot", "cdc_sync_both", "--limit", "1", "--job", job]);
+        command.args(["--source", &green]);
+        let ended = Process::run(command, LIMIT).unwrap();
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+        ended.stdout
+    };
+    assert!(!seen("both").contains("2000") && seen("both").contains("2001"));
+    // Another job has to pass it on.
+    assert!(seen("other").contains("2000"));
     end(running);
 }
