@@ -431,6 +431,12 @@ pub trait Site: Send + Sync {
     /// When the read fails.
     fn conflict_counts<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, BTreeMap<String, u64>>;
 
+    /// How many changes that were put aside still wait for a decision.
+    ///
+    /// # Errors
+    /// When the read fails.
+    fn open_conflicts<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, u64>;
+
     /// Applies a change that was put aside, in one transaction with its new state `retried`.
     ///
     /// # Errors

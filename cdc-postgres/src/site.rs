@@ -1,10 +1,12 @@
 //! [`PgEngine`] and [`PgSite`]: PostgreSQL behind the traits of the core. Every method hands on to the module that
 //! knows.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cdc_core::conflict::ConflictRecord;
 use cdc_core::engine::{
     Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus, Retention,
     SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side, SiteIdentity, SiteProfile,
@@ -457,6 +459,55 @@ impl Site for PgSite {
             let client = self.asking.get().await?;
             self.asking
                 .settle(state::barrier::published(&client, stream).await)
+                .await
+        })
+    }
+
+    fn conflicts<'a>(
+        &'a self,
+        stream: &'a str,
+        before: Option<i64>,
+        limit: u32,
+        open: bool,
+    ) -> BoxFuture<'a, Vec<ConflictRecord>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::conflicts::read(&client, stream, before, limit, open).await)
+                .await
+        })
+    }
+
+    fn conflict_counts<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, BTreeMap<String, u64>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::conflicts::counts(&client, stream).await)
+                .await
+        })
+    }
+
+    fn open_conflicts<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, u64> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::conflicts::open(&client, stream).await)
+                .await
+        })
+    }
+
+    fn retry_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let mut client = connect(&self.config, state::conflicts::SETTINGS).await?;
+            state::conflicts::retry(&mut client, stream, id).await
+        })
+    }
+
+    fn discard_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::conflicts::discard(&client, stream, id).await)
                 .await
         })
     }

@@ -13,6 +13,7 @@
 
 pub(crate) mod barrier;
 pub(crate) mod checkpoint;
+pub(crate) mod conflicts;
 pub(crate) mod doubt;
 pub(crate) mod fence;
 pub(crate) mod intent;
