@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cdc_core::conflict::PolicyRules;
 use cdc_core::engine::{Engine, JobNames, Retention};
 use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
 use cdc_core::{Result, TableSelection};
@@ -66,6 +67,7 @@ async fn main() -> Result<()> {
             pipeline: PipelineConfig::default(),
             heartbeat: Some(Duration::from_millis(500)),
             sequence_buffer: 0,
+            conflicts: PolicyRules::default(),
             tools_dir: arguments.next().map(Into::into),
         },
         control: Arc::new(Control::new()),

@@ -1,10 +1,14 @@
 //! What speaks against a job: the findings of each side and of the two together.
 
+mod policies;
+
 use std::sync::Arc;
 
 use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, Severity, Side, TableInfo};
 use cdc_core::{Result, Site, TableName, TableSelection};
 use serde::Serialize;
+
+pub use policies::{expect_matched, policy_findings};
 
 /// How many findings of each severity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -331,6 +335,8 @@ mod tests {
     fn every_finding_of_the_job_is_documented() {
         let documented = include_str!("../../docs/findings.md");
         let (code, _) = include_str!("check.rs").split_once("mod tests").unwrap();
+        let (policies, _) = include_str!("check/policies.rs").split_once("mod tests").unwrap();
+        let code = format!("{code}{policies}");
         let ids: Vec<&str> = code
             .split('"')
             .filter(|text| {
@@ -338,7 +344,9 @@ mod tests {
                 text.contains('-') && text.len() > 5 && text.chars().all(capitals)
             })
             .collect();
-        assert!(ids.contains(&"TARGET-LACKS-KEY"), "{ids:?}");
+        for known in ["TARGET-LACKS-KEY", "POLICY-UNIQUE"] {
+            assert!(ids.contains(&known), "{ids:?}");
+        }
         for id in ids {
             assert!(documented.contains(id), "{id} is not in docs/findings.md");
         }

@@ -10,6 +10,8 @@ pub const BUG: u8 = 1;
 pub const USAGE: u8 = 2;
 /// A precondition is not met.
 pub const CHECK: u8 = 3;
+/// A conflict stopped the stream, or keeps a change that was put aside from being applied.
+pub const CONFLICT: u8 = 8;
 /// A gate or time limit is not met; state is kept.
 pub const GATE: u8 = 4;
 /// `verify` found differences.
@@ -30,7 +32,10 @@ pub const MEANINGS: &[(u8, &str)] = &[
         "a gate or time limit was not met; state is kept, run again to resume",
     ),
     (DIFFERENCES, "differences found"),
-    (8, "stopped by a conflict under policy stop"),
+    (
+        CONFLICT,
+        "stopped by a conflict under policy stop, or a retry was refused",
+    ),
     (9, "the position is lost or refused: seed again"),
     (UNVERIFIABLE, "something could not be compared"),
     (11, "another instance holds the job"),
@@ -48,7 +53,7 @@ pub fn code(kind: Kind) -> u8 {
         Kind::Deadline => GATE,
         Kind::PositionLost => 9,
         Kind::Fenced => 11,
-        Kind::Conflict => 8,
+        Kind::Conflict => CONFLICT,
         Kind::Data | Kind::Schema | Kind::Protocol | Kind::Resource | Kind::Permission | Kind::Local => 13,
         Kind::Unverifiable => UNVERIFIABLE,
         Kind::Interrupted => INTERRUPTED,

@@ -23,6 +23,7 @@ pub fn render(seen: &Observation) -> String {
     page.identity(seen);
     page.lags(seen);
     page.work(seen);
+    page.conflicts(seen);
     page.seed_and_slot(seen);
     page.text
 }
@@ -221,6 +222,23 @@ impl Page {
         }
     }
 
+    fn conflicts(&mut self, seen: &Observation) {
+        self.head(
+            "cdc_sync_conflicts_total",
+            "counter",
+            "Conflicts that a policy decided over the life of the stream, by kind.",
+        );
+        for (kind, count) in &seen.facts.conflicts {
+            let kind = format!("kind=\"{}\"", escape(kind));
+            self.sample("cdc_sync_conflicts_total", &kind, count);
+        }
+        self.gauge(
+            "cdc_sync_dead_letter_rows",
+            "Changes that were put aside and wait for a decision.",
+            Some(seen.facts.open_conflicts),
+        );
+    }
+
     fn seed_and_slot(&mut self, seen: &Observation) {
         let seed = &seen.seed;
         self.counter(
@@ -305,6 +323,7 @@ mod tests {
         };
         let monitor = Monitor::new(names, stats);
         monitor.saw_lag(Some(42));
+        monitor.saw_conflicts([("update_missing".to_owned(), 7)].into(), 3);
         render(&monitor.observe())
     }
 
@@ -321,6 +340,8 @@ mod tests {
             "cdc_sync_heartbeat_lag_histogram_seconds_sum{job=\"shop\\\"1\",stream=\"forward\"} 0.712",
             "cdc_sync_lag_bytes{job=\"shop\\\"1\",stream=\"forward\",stage=\"apply\"} 42",
             "cdc_sync_changes_accounted_total{job=\"shop\\\"1\",stream=\"forward\",outcome=\"applied\"} 5",
+            "cdc_sync_conflicts_total{job=\"shop\\\"1\",stream=\"forward\",kind=\"update_missing\"} 7",
+            "cdc_sync_dead_letter_rows{job=\"shop\\\"1\",stream=\"forward\"} 3",
             "cdc_sync_errors_total{job=\"shop\\\"1\",stream=\"forward\",class=\"unreachable\"} 1",
             "cdc_sync_changes_total{job=\"shop\\\"1\",stream=\"forward\",op=\"upsert\"} 0",
             "cdc_sync_last_applied_commit_timestamp_seconds{job=\"shop\\\"1\",stream=\"forward\"} 1700000000",

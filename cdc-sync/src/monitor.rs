@@ -1,5 +1,6 @@
 //! The running instance as others see it: gathers what it knows, publishes it for `status` in other processes.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// How often the source is asked what it retains.
 const RETENTION_EVERY: Duration = Duration::from_secs(2);
+/// How often the target is asked for conflicts, which it counts one by one.
+const CONFLICTS_EVERY: Duration = Duration::from_secs(10);
 /// A database that does not answer within this is asked again later.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,6 +40,8 @@ struct Seen {
     lag_bytes: Option<u64>,
     source_position: Option<String>,
     seed: SeedTotals,
+    conflicts: BTreeMap<String, u64>,
+    open_conflicts: u64,
 }
 
 /// The seed in numbers.
@@ -110,6 +115,13 @@ impl Monitor {
         self.seen().lag_bytes = bytes;
     }
 
+    /// Takes over the conflicts by kind, and how many changes wait for the operator.
+    pub fn saw_conflicts(&self, conflicts: BTreeMap<String, u64>, open: u64) {
+        let mut seen = self.seen();
+        seen.conflicts = conflicts;
+        seen.open_conflicts = open;
+    }
+
     /// What is known now; asks nobody.
     pub fn observe(&self) -> Observation {
         let stats = self.stats.snapshot();
@@ -123,6 +135,8 @@ impl Monitor {
             changes: stats.changes,
             transactions: stats.transactions,
             commit_micros: stats.applied_commit_micros,
+            conflicts: seen.conflicts,
+            open_conflicts: seen.open_conflicts,
             lag_bytes: seen.lag_bytes,
             ..Facts::default()
         };
@@ -141,11 +155,16 @@ impl Monitor {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut asked, mut published) = (None::<Instant>, None::<(Instant, Phase)>);
+        let mut counted = None::<Instant>;
         loop {
             ticks.tick().await;
             if asked.is_none_or(|at| at.elapsed() >= RETENTION_EVERY) {
                 asked = Some(Instant::now());
                 tokio::join!(self.ask_source(source), self.ask_seed(target));
+            }
+            if counted.is_none_or(|at| at.elapsed() >= CONFLICTS_EVERY) {
+                counted = Some(Instant::now());
+                self.ask_conflicts(target).await;
             }
             let phase = self.stats.snapshot().phase;
             if published.is_none_or(|(at, then)| then != phase || at.elapsed() >= PUBLISH_EVERY) {
@@ -182,6 +201,18 @@ impl Monitor {
                 estimated_rows: 0,
                 bytes: state.seed.iter().map(|table| table.bytes).sum(),
             };
+        }
+    }
+
+    async fn ask_conflicts(&self, target: &Arc<dyn Site>) {
+        let counts = async {
+            tokio::try_join!(
+                target.conflict_counts(self.job()),
+                target.open_conflicts(self.job())
+            )
+        };
+        if let Ok(Ok((conflicts, open))) = tokio::time::timeout(ANSWER_TIMEOUT, counts).await {
+            self.saw_conflicts(conflicts, open);
         }
     }
 

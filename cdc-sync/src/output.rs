@@ -98,6 +98,7 @@ fn stable_keys(kind: &str) -> &'static [&'static str] {
             "throttled",
             "next_command",
         ],
+        "conflicts" => &["conflicts"],
         "verify" => &["tables", "differences", "unverifiable"],
         _ => &[],
     }
@@ -110,7 +111,8 @@ fn object(body: &impl Serialize) -> Map<String, Value> {
     }
 }
 
-fn error_object(error: &Error) -> Value {
+/// An error as JSON has it.
+pub fn error_object(error: &Error) -> Value {
     let text = |text: Option<&str>| text.map_or(Value::Null, |text| redact(text).into());
     serde_json::json!({
         "code": exit::name(error.kind()),

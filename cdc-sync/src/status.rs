@@ -28,7 +28,7 @@ pub struct Status {
     pub slot: Option<Slot>,
     /// the accounting over the life of the stream
     pub changes: ChangeCounts,
-    /// conflicts by kind
+    /// conflicts that policies decided, by kind
     pub conflicts: BTreeMap<String, u64>,
     /// why the stream is slowed down on purpose; `None` when it is not
     pub throttled: Option<String>,
@@ -38,6 +38,8 @@ pub struct Status {
     pub transactions: u64,
     /// newest position of the source's log and position durable on the target
     pub position: Positions,
+    /// changes that were put aside and wait for the operator
+    pub open_conflicts: u64,
     /// the instance that holds the job
     pub holder: Option<String>,
     /// the newest fault of the running instance
@@ -200,6 +202,10 @@ pub struct Facts {
     pub transactions: u64,
     /// source commit time of the newest applied transaction, microseconds since 1970-01-01 UTC
     pub commit_micros: i64,
+    /// conflicts by kind
+    pub conflicts: BTreeMap<String, u64>,
+    /// changes that were put aside and wait for the operator
+    pub open_conflicts: u64,
     /// log not applied yet
     pub lag_bytes: Option<u64>,
     /// positions
@@ -229,6 +235,8 @@ impl Facts {
         let applied: Option<&Position> = state.checkpoint.as_ref().map(|checkpoint| &checkpoint.position);
         let (end, behind) = source.log_end(applied).await?;
         let mut facts = Self::stored(names, &state);
+        facts.conflicts = target.conflict_counts(&names.job).await?;
+        facts.open_conflicts = target.open_conflicts(&names.job).await?;
         facts.lag_bytes = applied.is_some().then_some(behind);
         facts.position.source = Some(end.to_string());
         facts.slot = retention.map(Slot::from);
@@ -281,6 +289,7 @@ impl Facts {
     fn next_command(&self, suffix: &str) -> String {
         let verb = match self.state() {
             _ if self.lost() => "cleanup",
+            _ if self.open_conflicts > 0 => "conflicts list --open",
             "stopped" => "run",
             "synced" | "held" => "verify",
             _ => "status --watch",
@@ -302,11 +311,12 @@ impl Facts {
             tables: self.tables,
             slot: self.slot.clone(),
             changes: self.changes,
-            conflicts: BTreeMap::new(),
+            conflicts: self.conflicts.clone(),
             throttled: None,
             next_command: self.next_command(suffix),
             transactions: self.transactions,
             position: self.position.clone(),
+            open_conflicts: self.open_conflicts,
             holder: self.holder.clone(),
             last_error: said.and_then(|said| said.last_error.clone()),
             gates: self.gates(),
@@ -394,6 +404,14 @@ mod tests {
             synced.status("--job shop").next_command,
             "cdc-sync verify --job shop"
         );
+        let waiting = Facts {
+            open_conflicts: 2,
+            conflicts: BTreeMap::from([("insert_exists".to_owned(), 3)]),
+            ..running("synced")
+        };
+        let status = waiting.status("--job shop");
+        assert_eq!(status.next_command, "cdc-sync conflicts list --open --job shop");
+        assert_eq!(status.conflicts["insert_exists"], 3);
         let mut lost = running("synced");
         lost.slot = Some(Slot {
             retained_bytes: 0,

@@ -69,6 +69,7 @@ fn help_is_stable_and_goes_to_stdout() {
         "status",
         "verify",
         "tail",
+        "conflicts",
         "cleanup",
         "completions",
         "man",

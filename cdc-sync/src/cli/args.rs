@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cdc_core::conflict::PolicyRule;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-use crate::config::{LogFormat, parse_count, parse_duration, parse_size};
+use crate::config::{LogFormat, parse_count, parse_duration, parse_policy_rule, parse_size};
 
 /// Change-data-capture replication for moving a live database to a new version or server.
 #[derive(Debug, Parser)]
@@ -45,6 +46,9 @@ pub(super) enum Verb {
     /// Print the changes of the source as JSON lines, from now on
     #[command(after_help = include_str!("help/tail.txt"))]
     Tail(Tail),
+    /// List what conflict policies decided; apply or give up changes that were put aside
+    #[command(after_help = include_str!("help/conflicts.txt"))]
+    Conflicts(Conflicts),
     /// Drop what the job made on both sides: slot, publication, state
     #[command(after_help = include_str!("help/cleanup.txt"))]
     Cleanup(Cleanup),
@@ -64,6 +68,7 @@ impl Verb {
             Self::Status(_) => "status",
             Self::Verify(_) => "verify",
             Self::Tail(_) => "tail",
+            Self::Conflicts(_) => "conflicts",
             Self::Cleanup(_) => "cleanup",
             Self::Completions(_) => "completions",
             Self::Man(_) => "man",
@@ -131,6 +136,9 @@ pub(super) struct Check {
     /// Let warnings fail the check too
     #[arg(long)]
     pub(super) strict: bool,
+    /// Judge tables like this under a conflict policy, as `run` takes it; repeatable
+    #[arg(long, value_name = "PATTERN=POLICY", value_parser = parse_policy_rule)]
+    pub(super) conflict: Vec<PolicyRule>,
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +177,10 @@ pub(super) struct Run {
     /// Connections that copy the initial data [default: 4]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub(super) parallel: Option<usize>,
+    /// Who wins conflicts on tables like this: stop, blue_wins, green_wins, dead_letter, lww:COLUMN or
+    /// lww:COLUMN,NODE_COLUMN; stronger than the job file, the first that matches holds; repeatable
+    #[arg(long, value_name = "PATTERN=POLICY", value_parser = parse_policy_rule)]
+    pub(super) conflict: Vec<PolicyRule>,
 }
 
 #[derive(Debug, Args)]
@@ -201,6 +213,47 @@ pub(super) struct Tail {
     /// Show numbers and booleans as JSON has them instead of as text
     #[arg(long)]
     pub(super) typed: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Conflicts {
+    #[command(subcommand)]
+    pub(super) deed: Deed,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Deed {
+    /// List conflicts, newest first
+    List(List),
+    /// Show one: the change, the target's row, and what differs
+    Show {
+        /// Its number
+        id: i64,
+    },
+    /// Apply changes that were put aside
+    Retry(Decide),
+    /// Give up changes that were put aside
+    Discard(Decide),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Only those that wait for a decision
+    #[arg(long)]
+    pub(super) open: bool,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) limit: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Decide {
+    /// Their numbers
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    pub(super) ids: Vec<i64>,
+    /// All that wait for a decision
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 #[derive(Debug, Args)]

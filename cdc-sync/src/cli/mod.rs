@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod cleanup;
+mod conflicts;
 mod human;
 mod init;
 mod manual;
@@ -112,6 +113,7 @@ async fn perform(session: &Session, verb: &Verb) -> Report {
         Verb::Check(args) => session.bounded(check::check(session, args)).await,
         Verb::Init(args) => session.bounded(init::init(session, args)).await,
         Verb::Verify(_) => verify::verify(session).await,
+        Verb::Conflicts(args) => session.bounded(conflicts::conflicts(session, args)).await,
         Verb::Cleanup(_) => session.bounded(cleanup::cleanup(session)).await,
         Verb::Completions(_) | Verb::Man(_) => Err(Error::bug("a verb without databases was connected")),
     };

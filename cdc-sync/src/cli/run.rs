@@ -14,7 +14,7 @@ use super::args::Run;
 use super::check::table;
 use super::human::{bytes, count, millis};
 use super::session::{Session, Sites};
-use crate::check::{Counts, findings};
+use crate::check::{Counts, findings, policy_findings, worst_first};
 use crate::exit;
 use crate::http::Endpoints;
 use crate::monitor::Monitor;
@@ -142,9 +142,7 @@ async fn begin(session: &Session, args: &Run) -> Result<Report> {
     };
     let sites = session.bounded(session.connect()).await?;
     let selection = &session.settings.selection;
-    let found = session
-        .bounded(findings(&sites.source, &sites.target, &sites.names, selection))
-        .await?;
+    let found = session.bounded(blocking(session, &sites)).await?;
     if let Some(report) = refused(&found) {
         // A job that has lost its position has more to mend than a finding.
         session.bounded(position_kept(&sites)).await?;
@@ -183,6 +181,20 @@ async fn position_kept(sites: &Sites) -> Result<()> {
         standing(&sites.names, sites.source.retention(&sites.names).await?)?;
     }
     Ok(())
+}
+
+/// What speaks against the job, worst first.
+async fn blocking(session: &Session, sites: &Sites) -> Result<Vec<Finding>> {
+    let Sites {
+        source,
+        target,
+        names,
+    } = sites;
+    let selection = &session.settings.selection;
+    let mut found = findings(source, target, names, selection).await?;
+    found.extend(policy_findings(source, target, selection, &session.settings.conflicts).await?);
+    worst_first(&mut found);
+    Ok(found)
 }
 
 /// Findings that block the job, as a report.
@@ -285,6 +297,7 @@ fn settings(session: &Session, args: &Run) -> RunSettings {
         pipeline: settings.pipeline,
         heartbeat: settings.heartbeat,
         sequence_buffer: settings.sequence_buffer,
+        conflicts: settings.conflicts.clone(),
         tools_dir: args.tools_dir.clone(),
     }
 }
@@ -383,6 +396,7 @@ mod tests {
             sequence_buffer: None,
             max_retained_wal: None,
             parallel: None,
+            conflict: Vec::new(),
         }
     }
 

@@ -212,7 +212,11 @@ fn flags(common: &Common, verb: &Verb) -> Result<Flags> {
         log_format: common.log_format,
         ..Flags::default()
     };
+    if let Verb::Check(check) = verb {
+        flags.conflicts = check.conflict.clone();
+    }
     if let Verb::Run(run) = verb {
+        flags.conflicts = run.conflict.clone();
         flags.parallel = run.parallel;
         flags.max_retained_wal = run.max_retained_wal;
         flags.sequence_buffer = run.sequence_buffer;

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use cdc_core::engine::JobNames;
 use cdc_core::{Error, Kind, Result};
 
 use super::args;
@@ -74,11 +75,7 @@ fn show(session: &Session, report: &Report) -> Printed {
 async fn look(session: &Session, sites: &Sites, args: &args::Status) -> Result<Report> {
     let names = &sites.names;
     let facts = Facts::gather(&sites.source, &sites.target, names).await?;
-    let facts = facts.ok_or_else(|| {
-        Error::new(Kind::Config, "there is no such job between these databases")
-            .object(format!("job {}", names.job))
-            .remedy(format!("start it: cdc-sync run {}", session.suffix(names)))
-    })?;
+    let facts = facts.ok_or_else(|| no_such_job(session, names))?;
     let status = facts.status(&session.suffix(names));
     let unmet = args
         .gate
@@ -90,6 +87,13 @@ async fn look(session: &Session, sites: &Sites, args: &args::Status) -> Result<R
         human.push_str(&format!("gate {gate} is not met\n"));
     }
     Ok(Report::new(exit, &status, human))
+}
+
+/// Neither database knows the job.
+pub(super) fn no_such_job(session: &Session, names: &JobNames) -> Error {
+    Error::new(Kind::Config, "there is no such job between these databases")
+        .object(format!("job {}", names.job))
+        .remedy(format!("start it: cdc-sync run {}", session.suffix(names)))
 }
 
 fn screen(sites: &Sites, status: &Status) -> String {
@@ -150,6 +154,21 @@ fn screen(sites: &Sites, status: &Status) -> String {
             count(changes.dead_lettered)
         ),
     );
+    if !status.conflicts.is_empty() {
+        let kinds: Vec<String> = status
+            .conflicts
+            .iter()
+            .map(|(kind, met)| format!("{} {kind}", count(*met)))
+            .collect();
+        line(
+            "conflict",
+            format!(
+                "{}; {} to be decided",
+                kinds.join(", "),
+                count(status.open_conflicts)
+            ),
+        );
+    }
     let applied = status.position.applied.as_deref().unwrap_or("nothing");
     line(
         "applied",

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cdc_core::conflict::PolicyRule;
+
 use super::url::DatabaseUrl;
 use super::value::{parse_duration, parse_size};
 use super::{JobFile, LogFormat};
@@ -12,6 +14,8 @@ pub(super) enum Raw {
     Text(String),
     Integer(i64),
     List(Vec<String>),
+    /// `[[tables.rule]]`
+    Rules(Vec<PolicyRule>),
     /// anything else, by the name of its type
     Other(&'static str),
 }
@@ -28,6 +32,9 @@ pub struct Key {
     pub example: &'static str,
     pub(super) set: fn(&mut JobFile, Raw) -> Result<(), String>,
 }
+
+/// Section and name of the key that is a list of tables with keys of their own.
+pub(super) const RULES: (&str, &str) = ("tables", "rule");
 
 /// The table of keys, in the order `init` writes them.
 pub const KEYS: &[Key] = &[
@@ -66,6 +73,16 @@ pub const KEYS: &[Key] = &[
         doc: "Tables to leave, stronger than include.",
         example: "[]",
         set: |file, raw| list(raw).map(|patterns| file.exclude = Some(patterns)),
+    },
+    Key {
+        section: RULES.0,
+        name: RULES.1,
+        doc: "Who wins when a change meets a target that is not as the source's log makes it: the first rule that\n\
+              matches a table holds, and without one the stream stops. conflict is \"stop\", \"blue_wins\", \"green_wins\",\n\
+              \"lww\" (the higher version wins; needs version, a column or { column = \"…\", node = \"…\" }) or\n\
+              \"dead_letter\" (put aside for `cdc-sync conflicts`).",
+        example: "[[tables.rule]]\nmatch = \"public.accounts\"\nconflict = \"lww\"\nversion = \"cdc_ts\"",
+        set: |file, raw| rules(raw).map(|rules| file.rules = rules),
     },
     Key {
         section: "seed",
@@ -156,6 +173,16 @@ fn list(raw: Raw) -> Result<Vec<String>, String> {
     }
 }
 
+fn rules(raw: Raw) -> Result<Vec<PolicyRule>, String> {
+    match raw {
+        Raw::Rules(rules) => Ok(rules),
+        other => Err(format!(
+            "must be tables `[[tables.rule]]`, not {}",
+            other.type_name()
+        )),
+    }
+}
+
 fn integer(raw: Raw, least: i64, most: i64) -> Result<i64, String> {
     match raw {
         Raw::Integer(n) if (least..=most).contains(&n) => Ok(n),
@@ -185,6 +212,7 @@ impl Raw {
             Raw::Text(_) => "a string",
             Raw::Integer(_) => "a whole number",
             Raw::List(_) => "a list",
+            Raw::Rules(_) => "a list of tables",
             Raw::Other(name) => name,
         }
     }

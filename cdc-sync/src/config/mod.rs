@@ -8,6 +8,7 @@ mod expand;
 mod keys;
 mod nearest;
 mod parse;
+mod policy;
 mod settings;
 mod template;
 mod url;
@@ -18,10 +19,12 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use cdc_core::conflict::PolicyRule;
 use cdc_core::{Error, Kind, Result};
 
 pub use expand::Environment;
 pub use keys::{KEYS, Key};
+pub use policy::parse_policy_rule;
 pub use settings::{Flags, Settings};
 pub use template::{template, toml_string};
 pub use url::DatabaseUrl;
@@ -57,6 +60,7 @@ pub struct JobFile {
     pub(crate) target_url: Option<DatabaseUrl>,
     pub(crate) include: Option<Vec<String>>,
     pub(crate) exclude: Option<Vec<String>>,
+    pub(crate) rules: Vec<PolicyRule>,
     pub(crate) seed_parallel: Option<usize>,
     pub(crate) seed_part_mb: Option<usize>,
     pub(crate) max_retained_wal: Option<u64>,

@@ -1,11 +1,13 @@
 //! From TOML text to a [`JobFile`], collecting every issue.
 
+mod rules;
+
 use std::path::Path;
 
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::expand::{Environment, expand};
-use super::keys::{KEYS, Key, Raw};
+use super::keys::{KEYS, Key, RULES, Raw};
 use super::nearest::nearest;
 use super::{Issue, JobFile};
 
@@ -94,7 +96,13 @@ impl Reading<'_> {
                 self.unknown(at, &format!("key in [{section}]"), name.get_ref(), &known);
                 continue;
             };
-            if let Err(message) = self.set(key, value.get_ref()) {
+            let set = if (key.section, key.name) == RULES {
+                let rules = self.rules(value.get_ref());
+                (key.set)(&mut self.file, rules)
+            } else {
+                self.set(key, value.get_ref())
+            };
+            if let Err(message) = set {
                 self.issue(value.span().start, format!("{section}.{}: {message}", key.name));
             }
         }
@@ -209,6 +217,7 @@ format = "json"
             group_mb: Some(4),
             heartbeat: Some(Duration::from_millis(250)),
             sequence_buffer: Some(10),
+            rules: Vec::new(),
             listen: Some("127.0.0.1:9187".into()),
             log_format: Some(LogFormat::Json),
         };

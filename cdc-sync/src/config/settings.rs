@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cdc_core::TableSelection;
+use cdc_core::conflict::{PolicyRule, PolicyRules};
 use cdc_core::pipeline::PipelineConfig;
 
 use super::{DatabaseUrl, JobFile, LogFormat};
@@ -22,6 +23,8 @@ pub struct Flags {
     pub include: Vec<String>,
     /// `--exclude`
     pub exclude: Vec<String>,
+    /// `--conflict`
+    pub conflicts: Vec<PolicyRule>,
     /// `--parallel`
     pub parallel: Option<usize>,
     /// `--max-retained-wal`
@@ -45,6 +48,8 @@ pub struct Settings {
     pub target: Option<DatabaseUrl>,
     /// which tables
     pub selection: TableSelection,
+    /// who wins conflicts on which tables
+    pub conflicts: PolicyRules,
     /// connections that copy the seed
     pub seed_parallel: usize,
     /// bytes of a table copied by one connection at a time
@@ -76,6 +81,8 @@ impl Settings {
                 include: given(flags.include).or(file.include).unwrap_or_default(),
                 exclude: given(flags.exclude).or(file.exclude).unwrap_or_default(),
             },
+            // The first rule that matches holds.
+            conflicts: PolicyRules(flags.conflicts.into_iter().chain(file.rules).collect()),
             seed_parallel: flags.parallel.or(file.seed_parallel).unwrap_or(4),
             seed_part_bytes: (file.seed_part_mb.unwrap_or(256) * MIB) as u64,
             max_retained_wal: flags.max_retained_wal.or(file.max_retained_wal),
@@ -94,7 +101,17 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use cdc_core::TableName;
+    use cdc_core::conflict::Policy;
+
     use super::*;
+
+    fn rule(pattern: &str, policy: Policy) -> PolicyRule {
+        PolicyRule {
+            pattern: pattern.into(),
+            policy,
+        }
+    }
 
     #[test]
     fn flags_come_before_the_file_and_the_file_before_defaults() {
@@ -105,17 +122,24 @@ mod tests {
             heartbeat: Some(Duration::ZERO),
             sequence_buffer: Some(5),
             group_mb: Some(2),
+            rules: vec![rule("t", Policy::BlueWins), rule("u", Policy::BlueWins)],
             ..JobFile::default()
         };
         let flags = Flags {
             job: Some("flag".into()),
             include: vec!["c".into()],
+            conflicts: vec![rule("t", Policy::DeadLetter)],
             ..Flags::default()
         };
         let settings = Settings::resolve(flags, file);
         assert_eq!(settings.job.as_deref(), Some("flag"));
         assert_eq!(settings.selection.include, ["c"]);
         assert_eq!(settings.selection.exclude, ["b"]);
+        let policy = |name: &str| settings.conflicts.policy(&TableName::new("public", name));
+        assert_eq!(
+            ["t", "u", "v"].map(policy),
+            [Policy::DeadLetter, Policy::BlueWins, Policy::Stop]
+        );
         assert_eq!(settings.heartbeat, None);
         assert_eq!(settings.sequence_buffer, 5);
         assert_eq!(settings.pipeline.group_bytes, 2 * MIB);

@@ -1,6 +1,6 @@
 //! The job file that `init` writes: every key with its meaning, what is a default commented out.
 
-use super::keys::KEYS;
+use super::keys::{KEYS, RULES};
 
 /// A commented job file. `values` are `(section.key, TOML value)` that are set; the others are shown with their
 /// defaults but commented out, except the URLs, which come from the environment.
@@ -28,6 +28,11 @@ pub fn template(job: Option<&str>, values: &[(&str, String)]) -> String {
         match given {
             Some(value) => out.push_str(&format!("{} = {value}\n", key.name)),
             None if key.name == "url" => out.push_str(&format!("{} = {}\n", key.name, key.example)),
+            None if (key.section, key.name) == RULES => {
+                for line in key.example.lines() {
+                    out.push_str(&format!("#{line}\n"));
+                }
+            }
             None => out.push_str(&format!("#{} = {}\n", key.name, key.example)),
         }
     }
@@ -62,6 +67,7 @@ mod tests {
             .collect();
         let read = parse(&uncommented, Path::new(""), &environment, &[]).expect("uncommented");
         assert_eq!(read.seed_parallel, Some(4));
+        assert_eq!(read.rules.len(), 1);
         assert_eq!(read.sequence_buffer, Some(1000));
     }
 }

@@ -26,8 +26,11 @@ impl TargetFacts {
     /// Reads the facts: for a new session, and after the target's schema was changed by us.
     pub(super) async fn read(&self, context: &RunContext) -> Result<()> {
         let _reading = self.reading.lock().await;
-        self.catalog
-            .replace(context.target.target_tables(&context.selection).await?);
+        let mut tables = context.target.target_tables(&context.selection).await?;
+        for table in &mut tables {
+            table.policy = context.settings.conflicts.policy(&table.name);
+        }
+        self.catalog.replace(tables);
         Ok(())
     }
 }

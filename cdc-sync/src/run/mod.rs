@@ -25,14 +25,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cdc_core::conflict::ConflictHandler;
-use cdc_core::engine::{Fence, JobNames, SeedPhase, SequenceAdvance};
+use cdc_core::conflict::{ConflictHandler, Policy, PolicyRules};
+use cdc_core::engine::{Fence, JobNames, SeedPhase, SeedTable, SequenceAdvance};
 use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
 use cdc_core::{Kind, Position, Result, Site, TableName, TableSelection};
 
 pub use progress::{Reporter, SeedProgress, TableProgress};
 pub(crate) use retention::standing;
 use tables::JobTables;
+
+use crate::check::expect_matched;
 
 /// What `run` may be told.
 #[derive(Debug, Clone)]
@@ -59,6 +61,8 @@ pub struct RunSettings {
     pub heartbeat: Option<Duration>,
     /// how many steps sequences are set ahead of the source
     pub sequence_buffer: u32,
+    /// who wins conflicts on which tables
+    pub conflicts: PolicyRules,
     /// where the product's own dump programs are
     pub tools_dir: Option<PathBuf>,
 }
@@ -156,10 +160,23 @@ pub async fn rehearse(context: &RunContext) -> Result<()> {
     prepare::rehearse(context).await
 }
 
+/// Tells which tables do not stop at a conflict.
+fn announce_policies(rules: &PolicyRules, tables: &[SeedTable]) -> Result<()> {
+    expect_matched(rules, tables.iter().map(|table| &table.table))?;
+    for SeedTable { table, .. } in tables {
+        let policy = rules.policy(table);
+        if policy != Policy::Stop {
+            tracing::info!(%table, policy = policy.name(), "conflict policy");
+        }
+    }
+    Ok(())
+}
+
 /// Seeds what is not seeded, then follows; `false` when a stop ended the seed.
 async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut RunOutcome) -> Result<bool> {
     let epoch = fence.epoch();
     let prepared = prepare::prepare(context, epoch).await?;
+    announce_policies(&context.settings.conflicts, &prepared.seed)?;
     let tables = JobTables::new(&prepared.seed);
     let unseeded: Vec<TableName> = prepared
         .seed

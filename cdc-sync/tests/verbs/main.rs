@@ -1,5 +1,6 @@
 //! Every verb of the binary against real servers: what it prints, what it does, and how it exits.
 
+mod conflicts;
 mod lifecycle;
 mod looking;
 mod stops;

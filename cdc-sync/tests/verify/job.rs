@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cdc_core::TableSelection;
+use cdc_core::conflict::PolicyRules;
 use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
 use cdc_sync::run::{Reporter, RunContext, RunOutcome, RunSettings, SeedProgress, run};
 use testbed::PgCluster;
@@ -55,6 +56,7 @@ impl Job {
                 pipeline: PipelineConfig::default(),
                 heartbeat: Some(Duration::from_millis(200)),
                 sequence_buffer: 0,
+                conflicts: PolicyRules::default(),
                 tools_dir: Some(postgres_tools().unwrap().bin),
             },
             control: Arc::clone(&control),
