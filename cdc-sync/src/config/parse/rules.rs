@@ -164,7 +164,7 @@ mod tests {
                 "line 14, column 12: tables.rule.conflict: stop knows no version column; lww does",
                 "line 19, column 11: tables.rule.version: `column` is missing",
                 "line 19, column 13: unknown key of a version: `colum`; did you mean `column`? (known: column, node)",
-                "line 19, column 32: tables.rule.version.node: must be a string, not a whole number",
+                "line 19, column 33: tables.rule.version.node: must be a string, not a whole number",
             ]
         );
         assert_eq!(
