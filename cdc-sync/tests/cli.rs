@@ -113,6 +113,20 @@ fn wrong_usage_exits_2_and_suggests() {
     assert!(stderr(&output).contains("'check'"), "{}", stderr(&output));
     assert_eq!(cdc_sync(&["status", "--gate", "rady"]).status.code(), Some(2));
     assert_eq!(cdc_sync(&["run", "--timeout", "soon"]).status.code(), Some(2));
+    for conflicts in [
+        &["conflicts"][..],
+        &["conflicts", "retry"],
+        &["conflicts", "discard", "1", "--all"],
+    ] {
+        assert_eq!(cdc_sync(conflicts).status.code(), Some(2), "{conflicts:?}");
+    }
+    let output = cdc_sync(&["run", "--conflict", "public.t=newest"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("must be stop, blue_wins"),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(cdc_sync(&[]).status.code(), Some(2));
 }
 

@@ -168,6 +168,18 @@ fn what_was_put_aside_is_listed_applied_and_given_up() {
     let next = status["next_command"].as_str().unwrap();
     assert!(next.starts_with("cdc-sync conflicts list --open "), "{next}");
 
+    // Nothing is decided unasked.
+    let [source, target] = pair.urls();
+    for verb in ["retry", "discard"] {
+        let mut command = testbed::process::cdc_sync().unwrap();
+        command.args(["conflicts", verb, "--all", "--non-interactive", "--json"]);
+        command.args(["--source", &source, "--target", &target]);
+        let ended = Process::run(command, LIMIT).unwrap();
+        assert_eq!(ended.code(), Some(2), "{}", ended.stdout);
+        assert!(ended.stdout.contains("--yes"), "{}", ended.stdout);
+        assert_eq!(state(&pair, &first), "open");
+    }
+
     // A dry run does nothing; the real one goes from the oldest on.
     let planned = pair
         .verb(&["conflicts", "retry", "--all", "--dry-run"], 0)
