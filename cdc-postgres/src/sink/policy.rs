@@ -384,13 +384,9 @@ impl Deciding<'_> {
             Effect::Update => "update",
             Effect::Delete => "delete",
         };
-        let pairs = list(self.columns.iter().enumerate(), |(place, column)| {
-            let name = self.source_name(*column);
-            Ok(format!("{}, c.v{place}::text", literal(name)))
-        })?;
         let blue = match self.effect {
             Effect::Delete => "NULL".to_owned(),
-            _ => format!("jsonb_object(ARRAY[{pairs}]::text[])"),
+            _ => format!("jsonb_object(ARRAY[{}]::text[])", self.carried()),
         };
         let target = &self.table.planned.target.name;
         Ok(format!(
@@ -404,6 +400,24 @@ impl Deciding<'_> {
             literal(op),
             literal(self.policy().name()),
         ))
+    }
+
+    /// Names and texts of what the change carries: the values it writes and, where these do not say it, the key.
+    fn carried(&self) -> String {
+        let values = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(place, column)| (*column, format!("c.v{place}")));
+        let located = self.locate.iter().enumerate();
+        let key = located
+            .filter(|(_, locating)| !self.columns.contains(&locating.column))
+            .map(|(place, locating)| (locating.column, format!("c.k{place}")));
+        let pairs: Vec<String> = values
+            .chain(key)
+            .map(|(column, value)| format!("{}, {value}::text", literal(self.source_name(column))))
+            .collect();
+        pairs.join(", ")
     }
 
     /// Whether the change and what locates its row say every column that is written.

@@ -3,6 +3,7 @@
 mod conflicts;
 mod lifecycle;
 mod looking;
+mod policies;
 mod stops;
 
 use std::time::{Duration, Instant};

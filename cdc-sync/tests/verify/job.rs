@@ -60,6 +60,7 @@ impl Job {
                 tools_dir: Some(postgres_tools().unwrap().bin),
             },
             control: Arc::clone(&control),
+            conflicts: None,
             stats: Arc::clone(&stats),
             reporter: Arc::new(Silent),
         });
