@@ -37,6 +37,8 @@ pub(super) struct Relation {
     pub(super) writable: bool,
     /// row security hides rows from this role
     pub(super) filtered: bool,
+    /// row security is on, whether or not it hides rows from this role
+    pub(super) row_security: bool,
 }
 
 impl Relation {
@@ -66,7 +68,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
                     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
                       AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') \
                       AND has_table_privilege(c.oid, 'DELETE') AND has_table_privilege(c.oid, 'TRUNCATE'), \
-                    c.relkind = 'r' AND row_security_active(c.oid) \
+                    c.relkind = 'r' AND row_security_active(c.oid), c.relrowsecurity \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' \
                    AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'cdc_sync') \
@@ -93,6 +95,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         readable: row.get(8),
         writable: row.get(9),
         filtered: row.get(10),
+        row_security: row.get(11),
     });
     Ok(relations
         .filter(|relation| selection.selects(&relation.name))
@@ -262,6 +265,7 @@ pub(super) mod tests {
             readable: true,
             writable: true,
             filtered: false,
+            row_security: false,
         }
     }
 

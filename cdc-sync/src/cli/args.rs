@@ -131,6 +131,9 @@ pub(super) struct Check {
     /// Let warnings fail the check too
     #[arg(long)]
     pub(super) strict: bool,
+    /// Print the statements that give the roles of the URLs the rights they need, and check nothing
+    #[arg(long, conflicts_with = "strict")]
+    pub(super) print_grants: bool,
 }
 
 #[derive(Debug, Args)]
