@@ -16,6 +16,8 @@ use postgres_protocol::message::backend::ErrorFields;
 
 pub use sqlstate::{Action, SqlState};
 
+use crate::tls;
+
 /// Where an error comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -182,6 +184,15 @@ impl PgError {
                 .iter()
                 .any(|prefix| code.starts_with(prefix))
         };
+        // The words of PgBouncer, which has no SQLSTATE of its own for it.
+        if self.0.message.starts_with("unsupported startup parameter") {
+            self.0.kind = Kind::Login;
+            self.0.action = Action::Wait;
+            return self.with_hint(
+                "a connection pooler answers, which does not hand on settings of the session: give the server's own host \
+                 and port",
+            );
+        }
         if self.0.sqlstate.is_some_and(refused) {
             self.0.kind = Kind::Login;
             self.0.action = Action::Wait;
@@ -243,13 +254,19 @@ impl PgError {
 
 impl From<io::Error> for PgError {
     fn from(error: io::Error) -> PgError {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
+        if let Some(objection) = tls::objection(&error) {
+            objection
+        } else if error.kind() == io::ErrorKind::UnexpectedEof {
             PgError::closed()
         } else {
             PgError::connection(error.to_string())
         }
     }
 }
+
+/// What to do about a password that is stored with more SCRAM iterations than the SASL library counts.
+pub(crate) const SCRAM_ITERATIONS_HINT: &str =
+    "set scram_iterations to at most 100000 on the server and set the password again";
 
 impl From<tokio_postgres::Error> for PgError {
     fn from(error: tokio_postgres::Error) -> PgError {
@@ -258,12 +275,23 @@ impl From<tokio_postgres::Error> for PgError {
         }
         let kind = error.to_string();
         let cause = error.source();
+        let broken = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+        if let Some(objection) = broken.and_then(tls::objection) {
+            return objection;
+        }
         let message = cause.map_or_else(|| kind.clone(), |cause| format!("{kind}: {cause}"));
         // The library's own kind is private; its text is the only way to tell a malformed message, whose cause is an
         // io::Error too, from a broken socket.
         if kind == "error parsing response from server" || kind == "unexpected message from server" {
             PgError::protocol(message)
-        } else if error.is_closed() || cause.is_some_and(|cause| cause.is::<io::Error>()) {
+        } else if kind == "authentication error" {
+            // The SASL library's own objections, which are io::Errors as well.
+            let error = PgError::login(&*message);
+            if message.contains("iteration count") {
+                return error.with_hint(SCRAM_ITERATIONS_HINT);
+            }
+            error
+        } else if error.is_closed() || broken.is_some() {
             PgError::connection(message)
         } else {
             PgError::usage(message)
@@ -406,6 +434,11 @@ mod tests {
         assert_eq!((rights.kind, rights.action), (Kind::Server, Action::Stop));
         assert_eq!(rights.at_login().kind, Kind::Login);
         assert_eq!(refused("53300").at_login().action, Action::Reconnect);
+        let mut pooler = refused("08P01");
+        pooler.0.message = "unsupported startup parameter: IntervalStyle".into();
+        let pooler = pooler.at_login();
+        assert_eq!((pooler.kind, pooler.action), (Kind::Login, Action::Wait));
+        assert!(pooler.to_string().contains("the server's own host"), "{pooler}");
     }
 
     #[test]

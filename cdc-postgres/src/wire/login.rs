@@ -15,7 +15,7 @@ use super::notice;
 use super::session::{self, Purpose};
 use super::version::ServerVersion;
 use crate::config::{ChannelBinding, Config, Endpoint};
-use crate::error::PgError;
+use crate::error::{PgError, SCRAM_ITERATIONS_HINT};
 
 /// Highest SCRAM iteration count that the SASL library accepts.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
@@ -215,7 +215,7 @@ async fn scram(
         return Err(PgError::login(format!(
             "the password is stored with {count} SCRAM iterations; more than {MAX_SCRAM_ITERATIONS} are refused"
         ))
-        .with_hint("set scram_iterations lower on the server and set the password again"));
+        .with_hint(SCRAM_ITERATIONS_HINT));
     }
     let failed = |e: std::io::Error| PgError::login(format!("SCRAM failed: {e}"));
     scram.update(challenge.data()).map_err(failed)?;

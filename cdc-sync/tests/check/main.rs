@@ -5,6 +5,7 @@ mod documented;
 mod grants;
 mod link;
 mod lookout;
+mod refused;
 
 use std::sync::Arc;
 use std::time::Duration;
