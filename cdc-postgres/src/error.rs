@@ -193,11 +193,15 @@ impl PgError {
                  and port",
             );
         }
-        if self.0.sqlstate.is_some_and(refused) {
-            self.0.kind = Kind::Login;
-            self.0.action = Action::Wait;
+        match self.0.sqlstate {
+            Some(code) if refused(code) => {
+                self.0.kind = Kind::Login;
+                self.0.action = Action::Wait;
+                let hint = login_hint(code, &self.0.message);
+                self.with_hint(hint)
+            }
+            _ => self,
         }
-        self
     }
 
     /// Whether the server gave this SQLSTATE.
@@ -261,6 +265,26 @@ impl From<io::Error> for PgError {
         } else {
             PgError::connection(error.to_string())
         }
+    }
+}
+
+/// What to do about a refused login. Messages come in the server's language: only what is the same in all of them, or
+/// makes the advice better but not right, is looked for.
+fn login_hint(code: SqlState, message: &str) -> &'static str {
+    match code.as_str() {
+        "28P01" => "see to user and password: in the URL, in PGPASSWORD, or in ~/.pgpass (mode 0600)",
+        "3D000" => "correct the database in the URL, or: CREATE DATABASE …;",
+        "42501" => {
+            "GRANT CONNECT ON DATABASE … TO the role of the URL; to read the log also ALTER ROLE … REPLICATION;"
+        }
+        _ if message.contains("pg_hba.conf") => {
+            "add a line for this user, database, address and encryption to the server's pg_hba.conf, then: SELECT \
+             pg_reload_conf();"
+        }
+        _ if message.contains("certificate") => {
+            "give a client certificate for this user in sslcert and its key in sslkey"
+        }
+        _ => "see that the role exists and may log in (ALTER ROLE … LOGIN;) and what pg_hba.conf asks of it",
     }
 }
 

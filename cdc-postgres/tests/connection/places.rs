@@ -158,7 +158,7 @@ async fn a_password_file_that_others_may_read_is_as_good_as_none() {
             assert_eq!(came.is_ok(), works, "{mode:o} {way:?} {came:?}");
             if let Err(error) = came {
                 assert_eq!(error.kind, Kind::Login, "{error}");
-                assert!(error.to_string().contains("mode 0600"), "{error}");
+                assert!(error.to_string().contains("chmod 0600"), "{error}");
             }
         }
     }
