@@ -123,7 +123,7 @@ async fn of_source(
         "the rights of the role",
         rights::source(session, names, tables).await,
     )?;
-    tables::judge(tables, found);
+    tables::judge(tables, &session.role, found);
     found.ask(
         "columns and partitions",
         objects::listed(session, selection).await,

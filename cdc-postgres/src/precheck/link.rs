@@ -5,6 +5,7 @@ use cdc_core::{Error, Result};
 
 use super::{Findings, Session};
 use crate::config::Config;
+use crate::error::{PgError, SqlState};
 use crate::session::during;
 use crate::wire::{AuthMethod, Connection, Purpose};
 
@@ -27,22 +28,37 @@ struct Seen {
 
 /// `PG-POOLER`, `PG-SEVERAL-SERVERS`, `PG-PASSWORD-METHOD`.
 pub(super) async fn inspect(session: &Session, config: &Config, side: Side) -> Result<Vec<Finding>> {
-    let row = session
-        .client
-        .query_typed_one("SELECT pg_postmaster_start_time()::text", &[])
-        .await
-        .map_err(during("asking when the server was started"))?;
-    let started: String = row.get(0);
+    let started = server_start(session).await?;
     let mut seen = Vec::new();
     for _ in 0..TRIES {
-        seen.push(look(config).await.map_err(Error::from)?);
+        match look(config).await {
+            Ok(one) => seen.push(one),
+            // That too few connections are left is a finding of its own.
+            Err(error) if error.is(SqlState::TOO_MANY_CONNECTIONS) => break,
+            Err(error) => return Err(Error::from(error)),
+        }
     }
+    // A server that was restarted meanwhile is no other one, and has ended our session.
+    let started = if seen.iter().all(|seen| seen.started == started) {
+        started
+    } else {
+        server_start(session).await?
+    };
     let mut found = Findings::new(side);
     judge(&started, &seen, &mut found);
     Ok(found.list)
 }
 
-async fn look(config: &Config) -> std::result::Result<Seen, crate::error::PgError> {
+async fn server_start(session: &Session) -> Result<String> {
+    let row = session
+        .client
+        .query_typed_one("SELECT pg_postmaster_start_time()::text", &[])
+        .await
+        .map_err(during("asking when the server was started"))?;
+    Ok(row.get(0))
+}
+
+async fn look(config: &Config) -> Result<Seen, PgError> {
     let mut connection = Connection::connect(config, &Purpose::Sql, &[]).await?;
     let results = connection
         .simple_query("SELECT pg_backend_pid()::text, pg_postmaster_start_time()::text")

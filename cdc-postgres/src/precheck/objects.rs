@@ -6,6 +6,7 @@ use cdc_core::{Result, TableName, TableSelection};
 use super::{Findings, Session, few};
 use crate::catalog::{USER_RELATION, qualified};
 use crate::session::during;
+use crate::wire::session::identifier;
 
 #[derive(Debug, Clone)]
 struct Sequence {
@@ -55,19 +56,21 @@ pub(super) async fn sequences(session: &Session) -> Result<Vec<Finding>> {
         })
         .collect();
     let mut found = Findings::new(Side::Source);
-    judge_sequences(&sequences, &mut found);
+    judge_sequences(&sequences, &session.role, &mut found);
     Ok(found.list)
 }
 
-fn judge_sequences(sequences: &[Sequence], found: &mut Findings) {
+fn judge_sequences(sequences: &[Sequence], role: &str, found: &mut Findings) {
     for sequence in sequences.iter().filter(|sequence| !sequence.readable) {
         found.add(
             ("PG-SELECT-RIGHT", Severity::Fail),
             format!("sequence {}", sequence.name),
             "the role may not read it: its value could not be set on the target when the job is drained",
             format!(
-                "GRANT SELECT ON SEQUENCE {} TO the role of the URL (and USAGE on its schema);",
-                qualified(&sequence.name)
+                "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON SEQUENCE {} TO {role};",
+                identifier(&sequence.name.schema),
+                qualified(&sequence.name),
+                role = identifier(role)
             ),
         );
     }
@@ -235,7 +238,7 @@ mod tests {
 
     fn judged(sequence: Sequence) -> Vec<&'static str> {
         let mut found = Findings::new(Side::Source);
-        judge_sequences(&[sequence], &mut found);
+        judge_sequences(&[sequence], "cdc", &mut found);
         found.list.iter().map(|finding| finding.id).collect()
     }
 

