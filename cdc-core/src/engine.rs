@@ -464,6 +464,19 @@ pub trait Site: Send + Sync {
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<String>>;
 
+    /// The statements that give the login of this site's URL the rights it needs in its role, for an administrator to
+    /// review and run, in order; `source` is the source's profile, for the target. Changes nothing.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    fn grants<'a>(
+        &'a self,
+        side: Side,
+        names: &'a JobNames,
+        selection: &'a TableSelection,
+        source: Option<&'a SiteProfile>,
+    ) -> BoxFuture<'a, Vec<String>>;
+
     /// A frozen view for comparing. On a source, tied to a position.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Where a server is and how to log in: URLs with libpq's parameters, `PG*` variables, service and password files.
 
 mod choices;
+mod endpoint;
 mod sources;
 mod url;
 
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 pub use self::choices::{ChannelBinding, SslMode, TargetSessionAttrs};
 use self::choices::{choice, name_of};
+pub use self::endpoint::Endpoint;
+use self::endpoint::{DEFAULT_SOCKETS, endpoints};
 use self::sources::{Env, variable};
 
 /// Time allowed for one attempt to reach and log in to one server when `connect_timeout` is not given.
@@ -148,66 +151,6 @@ pub enum RootCert {
     File(PathBuf),
     /// The operating system's store (`sslrootcert=system`).
     System,
-}
-
-/// One server of the list.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
-    /// A host name or IP address, and a port.
-    Tcp {
-        /// Name or address, without brackets.
-        host: String,
-        /// TCP port.
-        port: u16,
-    },
-    /// A Unix-domain socket in a directory.
-    Unix {
-        /// The directory.
-        directory: PathBuf,
-        /// The number in the socket's name.
-        port: u16,
-    },
-}
-
-impl Endpoint {
-    fn new(host: &str, port: u16) -> Endpoint {
-        if host.starts_with('/') {
-            Endpoint::Unix {
-                directory: PathBuf::from(host),
-                port,
-            }
-        } else {
-            Endpoint::Tcp {
-                host: host.to_owned(),
-                port,
-            }
-        }
-    }
-
-    /// The host name, the address, or the socket's directory.
-    pub fn host(&self) -> String {
-        match self {
-            Endpoint::Tcp { host, .. } => host.clone(),
-            Endpoint::Unix { directory, .. } => directory.display().to_string(),
-        }
-    }
-
-    /// The port, or the number in the socket's name.
-    pub fn port(&self) -> u16 {
-        match self {
-            Endpoint::Tcp { port, .. } | Endpoint::Unix { port, .. } => *port,
-        }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Endpoint::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Endpoint::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Endpoint::Unix { directory, port } => write!(f, "{}/.s.PGSQL.{port}", directory.display()),
-        }
-    }
 }
 
 /// A password: never displayed.
@@ -439,6 +382,17 @@ impl Config {
         )
     }
 
+    /// What to do when a password is asked for and there is none.
+    pub(crate) fn password_hint(&self) -> String {
+        match &self.passfile {
+            Some(file) if sources::is_open(file) => format!(
+                "the password file is ignored while others may read it: chmod 0600 {}",
+                file.display()
+            ),
+            _ => "put the password in the URL, in PGPASSWORD, or in ~/.pgpass (mode 0600)".to_owned(),
+        }
+    }
+
     /// The configuration as a URL without the password and without `options`, which can hold secrets too.
     pub fn redacted(&self) -> String {
         let mut query: Vec<(&str, String)> = Vec::new();
@@ -528,9 +482,6 @@ impl fmt::Debug for Config {
     }
 }
 
-/// Directories a server of the packagers, and one built from source, puts its socket in.
-const DEFAULT_SOCKETS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
-
 fn join(endpoints: &[Endpoint], part: impl Fn(&Endpoint) -> String) -> String {
     endpoints.iter().map(part).collect::<Vec<_>>().join(",")
 }
@@ -549,47 +500,6 @@ fn connect_timeout(given: &mut BTreeMap<Parameter, String>) -> Result<Option<Dur
             "a number of seconds, 0 for no limit",
         )),
     }
-}
-
-/// The host and port lists; one port serves all hosts, an empty one means 5432.
-fn endpoints(given: &mut BTreeMap<Parameter, String>) -> Result<Vec<Endpoint>, ConfigError> {
-    let hosts = given.remove(&Parameter::Host).unwrap_or_default();
-    let ports = given.remove(&Parameter::Port).unwrap_or_default();
-    let hosts: Vec<&str> = hosts.split(',').map(str::trim).collect();
-    let ports = ports
-        .split(',')
-        .map(|port| parse_port(port.trim()))
-        .collect::<Result<Vec<u16>, _>>()?;
-    if ports.len() != 1 && ports.len() != hosts.len() {
-        return Err(ConfigError::new(format!(
-            "{} ports for {} hosts: give one port for all hosts, or one for each",
-            ports.len(),
-            hosts.len()
-        )));
-    }
-    let default_host = DEFAULT_SOCKETS
-        .iter()
-        .find(|d| Path::new(d).is_dir())
-        .copied()
-        .unwrap_or("localhost");
-    Ok(hosts
-        .iter()
-        .zip(ports.iter().cycle())
-        .map(|(host, port)| Endpoint::new(if host.is_empty() { default_host } else { host }, *port))
-        .collect())
-}
-
-fn parse_port(port: &str) -> Result<u16, ConfigError> {
-    if port.is_empty() {
-        return Ok(5432);
-    }
-    // The text is not quoted: after a badly encoded password it is a piece of it.
-    port.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-        ConfigError::new(
-            "the port is not a number from 1 to 65535 (or the password holds a reserved character, which must be \
-             percent-encoded: '/' as %2F, '@' as %40, ':' as %3A, '?' as %3F)",
-        )
-    })
 }
 
 #[cfg(test)]

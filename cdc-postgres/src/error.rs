@@ -16,6 +16,8 @@ use postgres_protocol::message::backend::ErrorFields;
 
 pub use sqlstate::{Action, SqlState};
 
+use crate::tls;
+
 /// Where an error comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -182,11 +184,24 @@ impl PgError {
                 .iter()
                 .any(|prefix| code.starts_with(prefix))
         };
-        if self.0.sqlstate.is_some_and(refused) {
+        // The words of PgBouncer, which has no SQLSTATE of its own for it.
+        if self.0.message.starts_with("unsupported startup parameter") {
             self.0.kind = Kind::Login;
             self.0.action = Action::Wait;
+            return self.with_hint(
+                "a connection pooler answers, which does not hand on settings of the session: give the server's own host \
+                 and port",
+            );
         }
-        self
+        match self.0.sqlstate {
+            Some(code) if refused(code) => {
+                self.0.kind = Kind::Login;
+                self.0.action = Action::Wait;
+                let hint = login_hint(code, &self.0.message);
+                self.with_hint(hint)
+            }
+            _ => self,
+        }
     }
 
     /// Whether the server gave this SQLSTATE.
@@ -243,13 +258,39 @@ impl PgError {
 
 impl From<io::Error> for PgError {
     fn from(error: io::Error) -> PgError {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
+        if let Some(objection) = tls::objection(&error) {
+            objection
+        } else if error.kind() == io::ErrorKind::UnexpectedEof {
             PgError::closed()
         } else {
             PgError::connection(error.to_string())
         }
     }
 }
+
+/// What to do about a refused login. Messages come in the server's language: only what is the same in all of them, or
+/// makes the advice better but not right, is looked for.
+fn login_hint(code: SqlState, message: &str) -> &'static str {
+    match code.as_str() {
+        "28P01" => "see to user and password: in the URL, in PGPASSWORD, or in ~/.pgpass (mode 0600)",
+        "3D000" => "correct the database in the URL, or: CREATE DATABASE …;",
+        "42501" => {
+            "GRANT CONNECT ON DATABASE … TO the role of the URL; to read the log also ALTER ROLE … REPLICATION;"
+        }
+        _ if message.contains("pg_hba.conf") => {
+            "add a line for this user, database, address and encryption to the server's pg_hba.conf, then: SELECT \
+             pg_reload_conf();"
+        }
+        _ if message.contains("certificate") => {
+            "give a client certificate for this user in sslcert and its key in sslkey"
+        }
+        _ => "see that the role exists and may log in (ALTER ROLE … LOGIN;) and what pg_hba.conf asks of it",
+    }
+}
+
+/// What to do about a password that is stored with more SCRAM iterations than the SASL library counts.
+pub(crate) const SCRAM_ITERATIONS_HINT: &str =
+    "set scram_iterations to at most 100000 on the server and set the password again";
 
 impl From<tokio_postgres::Error> for PgError {
     fn from(error: tokio_postgres::Error) -> PgError {
@@ -258,12 +299,23 @@ impl From<tokio_postgres::Error> for PgError {
         }
         let kind = error.to_string();
         let cause = error.source();
+        let broken = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+        if let Some(objection) = broken.and_then(tls::objection) {
+            return objection;
+        }
         let message = cause.map_or_else(|| kind.clone(), |cause| format!("{kind}: {cause}"));
         // The library's own kind is private; its text is the only way to tell a malformed message, whose cause is an
         // io::Error too, from a broken socket.
         if kind == "error parsing response from server" || kind == "unexpected message from server" {
             PgError::protocol(message)
-        } else if error.is_closed() || cause.is_some_and(|cause| cause.is::<io::Error>()) {
+        } else if kind == "authentication error" {
+            // The SASL library's own objections, which are io::Errors as well.
+            let error = PgError::login(&*message);
+            if message.contains("iteration count") {
+                return error.with_hint(SCRAM_ITERATIONS_HINT);
+            }
+            error
+        } else if error.is_closed() || broken.is_some() {
             PgError::connection(message)
         } else {
             PgError::usage(message)
@@ -406,6 +458,11 @@ mod tests {
         assert_eq!((rights.kind, rights.action), (Kind::Server, Action::Stop));
         assert_eq!(rights.at_login().kind, Kind::Login);
         assert_eq!(refused("53300").at_login().action, Action::Reconnect);
+        let mut pooler = refused("08P01");
+        pooler.0.message = "unsupported startup parameter: IntervalStyle".into();
+        let pooler = pooler.at_login();
+        assert_eq!((pooler.kind, pooler.action), (Kind::Login, Action::Wait));
+        assert!(pooler.to_string().contains("the server's own host"), "{pooler}");
     }
 
     #[test]

@@ -5,6 +5,11 @@
 //! is a finding itself. Ids are stable: scripts rely on them.
 
 mod activity;
+mod clock;
+mod grants;
+mod link;
+mod neighbours;
+mod objects;
 mod pair;
 mod rights;
 mod rounding;
@@ -12,11 +17,13 @@ mod server;
 mod stream;
 mod tables;
 mod target;
+mod types;
 
 use cdc_core::engine::{Finding, JobNames, Severity, Side};
 use cdc_core::{Kind, Result, TableSelection};
 use tokio_postgres::Client;
 
+pub(crate) use grants::grants;
 pub(crate) use pair::{pair_findings, site_profile};
 
 use crate::config::Config;
@@ -74,26 +81,62 @@ pub(crate) async fn findings(
     let session = Session::open(config).await?;
     let mut found = Findings::new(side);
     server::version(&session, &mut found);
+    found.ask(
+        "the way to the server",
+        link::inspect(&session, config, side).await,
+    )?;
     let tables = tables::read(&session, selection).await?;
     if side == Side::Target {
         target::read_only(&session, &mut found);
         found.ask("session_replication_role", target::replica_role(&session).await)?;
         found.ask("triggers", target::triggers(&session, selection).await)?;
         found.ask("the rights of the role", rights::target(&session, &tables).await)?;
-        return Ok(found.list);
+        found.ask("subscriptions", neighbours::subscriptions(&session).await)?;
+    } else {
+        of_source(&session, names, selection, &tables, &mut found).await?;
     }
-    server::standby(&session, &mut found);
-    found.ask("server settings", server::settings(&session, names).await)?;
-    found.ask("slot and publication", stream::named(&session, names).await)?;
+    found.ask(
+        "replication slots",
+        neighbours::slots(&session, side, names).await,
+    )?;
+    found.ask("event triggers", neighbours::event_triggers(&session, side).await)?;
+    found.ask("jobs of pg_cron", neighbours::cron_jobs(&session, side).await)?;
+    found.ask("free connections", neighbours::connections(&session, side).await)?;
+    Ok(found.list)
+}
+
+async fn of_source(
+    session: &Session,
+    names: &JobNames,
+    selection: &TableSelection,
+    tables: &[tables::Relation],
+    found: &mut Findings,
+) -> Result<()> {
+    server::standby(session, found);
+    found.ask("server settings", server::settings(session, names).await)?;
+    found.ask("slot and publication", stream::named(session, names).await)?;
+    found.ask(
+        "other publications",
+        neighbours::publications(session, names).await,
+    )?;
     found.ask(
         "the rights of the role",
-        rights::source(&session, names, &tables).await,
+        rights::source(session, names, tables).await,
     )?;
-    tables::judge(&tables, &mut found);
-    found.ask("large objects", tables::large_objects(&session).await)?;
-    found.ask("prepared transactions", activity::prepared(&session, names).await)?;
-    found.ask("sessions", activity::sessions(&session).await)?;
-    Ok(found.list)
+    tables::judge(tables, &session.role, found);
+    found.ask(
+        "columns and partitions",
+        objects::listed(session, selection).await,
+    )?;
+    found.ask("sequences", objects::sequences(session).await)?;
+    found.ask("pg_partman", objects::partman(session).await)?;
+    found.ask(
+        "settings of the database",
+        server::database_settings(session).await,
+    )?;
+    found.ask("large objects", tables::large_objects(session).await)?;
+    found.ask("prepared transactions", activity::prepared(session, names).await)?;
+    found.ask("sessions", activity::sessions(session).await)
 }
 
 /// Findings about one side, in the order in which they were made.

@@ -40,6 +40,13 @@ const OWN_TABLES: &[(&str, &str)] = &[
     ),
 ];
 
+/// Our tables on the source.
+pub(crate) fn own_tables() -> impl Iterator<Item = TableName> {
+    OWN_TABLES
+        .iter()
+        .map(|(name, _)| TableName::new(OWN_SCHEMA, *name))
+}
+
 /// The lock that keeps two jobs from making the same objects at the same time.
 const ADVISORY_LOCK: i64 = 0x6364_635f_7379_6e63;
 
@@ -55,10 +62,7 @@ pub(crate) async fn prepare_source(
         .await
         .map_err(during("preparing the session"))?;
     create_own_tables(client).await?;
-    let own = OWN_TABLES
-        .iter()
-        .map(|(name, _)| TableName::new(OWN_SCHEMA, *name));
-    let wanted: Vec<TableName> = own.chain(tables.iter().cloned()).collect();
+    let wanted: Vec<TableName> = own_tables().chain(tables.iter().cloned()).collect();
     let publication = names.slot.as_str();
     match options(client, version, publication).await? {
         None => {
@@ -95,20 +99,20 @@ pub(crate) async fn prepare_source(
     }
 }
 
+/// The statements that make our tables where they are missing.
+pub(crate) fn own_statements() -> Vec<String> {
+    let schema = "-- Heartbeats and markers, by which the lag is measured and a point in the stream is found.\n\
+                  CREATE SCHEMA IF NOT EXISTS cdc_sync;";
+    let tables = OWN_TABLES
+        .iter()
+        .map(|(_, create)| format!("{};", if_not_exists(create)));
+    std::iter::once(schema.to_owned()).chain(tables).collect()
+}
+
 /// The statements that [`prepare_source`] runs on a source without any of it, for people to review.
 pub(crate) fn statements(version: ServerVersion, names: &JobNames, tables: &[TableName]) -> Vec<String> {
-    let mut statements = vec![
-        "-- Heartbeats and markers, by which the lag is measured and a point in the stream is found.\n\
-         CREATE SCHEMA IF NOT EXISTS cdc_sync;"
-            .to_owned(),
-    ];
-    for (_, create) in OWN_TABLES {
-        statements.push(format!("{};", if_not_exists(create)));
-    }
-    let own = OWN_TABLES
-        .iter()
-        .map(|(name, _)| TableName::new(OWN_SCHEMA, *name));
-    let wanted: Vec<TableName> = own.chain(tables.iter().cloned()).collect();
+    let mut statements = own_statements();
+    let wanted: Vec<TableName> = own_tables().chain(tables.iter().cloned()).collect();
     statements.push(format!(
         "-- The slot of the same name is made by `run`, which reads the initial copy from its snapshot.\n\
          CREATE PUBLICATION {} FOR TABLE {} WITH ({});",

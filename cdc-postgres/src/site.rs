@@ -529,6 +529,16 @@ impl Site for PgSite {
         })
     }
 
+    fn grants<'a>(
+        &'a self,
+        side: Side,
+        names: &'a JobNames,
+        selection: &'a TableSelection,
+        source: Option<&'a SiteProfile>,
+    ) -> BoxFuture<'a, Vec<String>> {
+        Box::pin(precheck::grants(&self.config, side, names, selection, source))
+    }
+
     fn compare_view<'a>(&'a self, side: Side, names: &'a JobNames) -> BoxFuture<'a, Box<dyn CompareView>> {
         Box::pin(compare::compare_view(&self.config, self.version, side, names))
     }

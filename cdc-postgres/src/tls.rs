@@ -8,6 +8,7 @@ mod der;
 mod verify;
 
 use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -96,10 +97,25 @@ fn client_config(config: &Config) -> Result<ClientConfig, PgError> {
     };
     let key_file = key_file
         .ok_or_else(|| PgError::tls(format!("sslcert={} is given without sslkey", cert_file.display())))?;
+    refuse_open_key(key_file)?;
     let key = PrivateKeyDer::from_pem_file(key_file).map_err(|e| unreadable("sslkey", key_file, &e))?;
     builder
         .with_client_auth_cert(certificates("sslcert", cert_file)?, key)
         .map_err(|e| PgError::tls(format!("client certificate {}: {e}", cert_file.display())))
+}
+
+/// As libpq: a key that others can read is no proof of who we are. One that root owns may be open to our group.
+fn refuse_open_key(file: &Path) -> Result<(), PgError> {
+    let metadata =
+        std::fs::metadata(file).map_err(|e| PgError::tls(format!("sslkey {}: {e}", file.display())))?;
+    let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    if metadata.permissions().mode() & forbidden == 0 {
+        return Ok(());
+    }
+    Err(
+        PgError::tls(format!("sslkey {}: others may read or change it", file.display()))
+            .with_hint(format!("chmod 0600 {} (0640 if root owns it)", file.display())),
+    )
 }
 
 type Builder = rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>;
@@ -170,8 +186,41 @@ fn unreadable(parameter: &str, file: &Path, error: &rustls::pki_types::pem::Erro
     PgError::tls(format!("{parameter} {}: {error}", file.display()))
 }
 
+/// What an error of an encrypted stream means when it is the server's objection to our side of the handshake: with TLS
+/// 1.3 that comes after we are done with it, in place of the first answer.
+pub(crate) fn objection(error: &io::Error) -> Option<PgError> {
+    use rustls::AlertDescription as Alert;
+    let cause = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::AlertReceived(alert) = cause else {
+        return None;
+    };
+    let about_certificate = matches!(
+        alert,
+        Alert::UnknownCA
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::DecryptError
+    );
+    about_certificate.then(|| {
+        PgError::tls(format!("the server refuses our client certificate: {alert:?}")).with_hint(
+            "give a certificate in sslcert and its key in sslkey that an authority of the server's ssl_ca_file has \
+             signed and that has not expired",
+        )
+    })
+}
+
 fn failure(error: &io::Error, config: &Config) -> PgError {
-    use rustls::CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+        UnknownIssuer,
+    };
+    if let Some(objection) = objection(error) {
+        return objection;
+    }
     let Some(cause) = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>())
@@ -190,6 +239,13 @@ fn failure(error: &io::Error, config: &Config) -> PgError {
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => Some(
             "connect by a name listed in the certificate's subjectAltName (a common name alone is not enough), or use \
              sslmode=verify-ca"
+                .to_owned(),
+        ),
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        ) => Some(
+            "the server needs a new certificate (ssl_cert_file, ssl_key_file, then SELECT pg_reload_conf();), unless it \
+             is the clock of this machine that is wrong"
                 .to_owned(),
         ),
         _ if text.contains("CaUsedAsEndEntity") => {

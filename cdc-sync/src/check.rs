@@ -5,7 +5,7 @@ mod policies;
 use std::sync::Arc;
 
 use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, Severity, Side, TableInfo};
-use cdc_core::{Result, Site, TableName, TableSelection};
+use cdc_core::{Kind, Result, Site, TableName, TableSelection};
 use serde::Serialize;
 
 pub use policies::{expect_matched, policy_findings};
@@ -63,6 +63,17 @@ pub async fn findings(
             remedy: "give the database that takes over as --target".to_owned(),
         });
     } else {
+        if here.system == there.system {
+            findings.push(Finding {
+                id: "SAME-SERVER",
+                severity: Severity::Info,
+                side: Side::Both,
+                object: here.product.clone(),
+                message: "source and target are two databases of one server: they share its disk, memory and outages"
+                    .to_owned(),
+                remedy: "nothing, if that is what you want".to_owned(),
+            });
+        }
         let profile = source.profile(selection).await?;
         findings.extend(target.pair_findings(&profile, selection).await?);
     }
@@ -70,7 +81,8 @@ pub async fn findings(
     Ok(findings)
 }
 
-/// What a first `run` would refuse on the target. Empty for a job that has begun.
+/// What a first `run` would refuse on the target. Empty for a job that has begun. What the role may not look at is a
+/// finding too.
 ///
 /// # Errors
 /// When a catalog cannot be read.
@@ -80,20 +92,45 @@ pub async fn first_run_findings(
     names: &JobNames,
     selection: &TableSelection,
 ) -> Result<Vec<Finding>> {
-    let state = target.stream_state(&names.job).await?;
-    if state.checkpoint.is_some() {
-        return Ok(Vec::new());
+    let mut findings = Vec::new();
+    let state = target.stream_state(&names.job).await;
+    let state = seen(state, "the job's state", &mut findings)?;
+    if state.as_ref().is_none_or(|state| state.checkpoint.is_some()) {
+        return Ok(findings);
     }
     let of_source = source.inspect(selection).await?;
     let tables: Vec<TableName> = of_source.iter().map(|table| table.name.clone()).collect();
-    let occupancy = target.occupancy(&tables).await?;
-    let mut findings = judge_occupancy(&occupancy);
-    let all_empty = occupancy.iter().all(|(_, found)| *found == Occupancy::Empty);
+    let occupancy = target.occupancy(&tables).await;
+    let occupancy = seen(occupancy, "whether tables hold rows", &mut findings)?;
+    let all_empty = occupancy
+        .iter()
+        .flatten()
+        .all(|(_, found)| *found == Occupancy::Empty);
+    findings.extend(occupancy.iter().flat_map(|found| judge_occupancy(found)));
     // Tables that an interrupted first run made are the source's own, and get their keys after the data.
-    if !(state.schema_pending && all_empty) {
+    let pending = state.is_some_and(|state| state.schema_pending);
+    if !(pending && all_empty) {
         findings.extend(compare_schemas(&of_source, &target.inspect(selection).await?));
     }
     Ok(findings)
+}
+
+/// What the target answered; `None` and a finding when the role may not ask.
+fn seen<T>(answer: Result<T>, what: &str, findings: &mut Vec<Finding>) -> Result<Option<T>> {
+    let error = match answer {
+        Ok(answer) => return Ok(Some(answer)),
+        Err(error) if error.kind() == Kind::Permission => error,
+        Err(error) => return Err(error),
+    };
+    findings.push(Finding {
+        id: "NOT-CHECKED",
+        severity: Severity::Info,
+        side: Side::Target,
+        object: what.to_owned(),
+        message: format!("could not be checked: {error}"),
+        remedy: "give the role of the URL the rights that `cdc-sync check --print-grants` prints".to_owned(),
+    });
+    Ok(None)
 }
 
 /// What of the target's tables cannot take the rows of the source's, or takes them otherwise. Tables that only one

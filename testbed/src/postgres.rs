@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 pub use builder::{Builder, PasswordAuth};
 pub use client::connect;
-pub use tls::TlsFiles;
+pub use tls::{ServerCertificate, TlsFiles};
 
 use crate::port::Port;
 use crate::proc::{Stat, children, send, wait_until};

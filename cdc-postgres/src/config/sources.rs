@@ -92,6 +92,11 @@ fn service_section(
     Ok(found)
 }
 
+/// Whether others than its owner may look at a file.
+pub(super) fn is_open(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o077 != 0)
+}
+
 /// The password for a connection, from the password file.
 ///
 /// A file that others may read is ignored with a warning, as in libpq; so is one that cannot be read.
@@ -100,7 +105,7 @@ pub(super) fn password(file: &Path, host: &str, port: u16, database: &str, user:
     if !metadata.is_file() {
         return None;
     }
-    if metadata.permissions().mode() & 0o077 != 0 {
+    if is_open(file) {
         tracing::warn!(file = %file.display(), "password file ignored: others may read it; set its mode to 0600");
         return None;
     }

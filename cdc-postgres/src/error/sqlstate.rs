@@ -40,6 +40,9 @@ impl SqlState {
     /// `undefined_object`: for example no such replication slot.
     pub const UNDEFINED_OBJECT: SqlState = SqlState(*b"42704");
 
+    /// `too_many_connections`: also a limit of the role or the database.
+    pub const TOO_MANY_CONNECTIONS: SqlState = SqlState(*b"53300");
+
     /// The code with these five characters; `None` if they are not ASCII digits and capitals.
     pub fn new(code: &str) -> Option<SqlState> {
         let bytes: [u8; 5] = code.as_bytes().try_into().ok()?;

@@ -4,7 +4,7 @@ use cdc_core::Result;
 use cdc_core::engine::{Finding, JobNames, Severity, Side};
 use tokio_postgres::types::Type;
 
-use super::{Findings, Session, few};
+use super::{Findings, Session};
 use crate::session::during;
 
 #[derive(Debug, Clone)]
@@ -66,8 +66,9 @@ fn judge_prepared(prepared: &Prepared, slot_exists: bool, found: &mut Findings) 
     );
 }
 
-/// Age from which a transaction is worth a word.
-const LONG_SECONDS: i64 = 60;
+/// Age from which a transaction that has written is worth a word. The slot waits for it, so that a job which begins now
+/// does so too.
+const LONG_SECONDS: i64 = 10;
 
 #[derive(Debug, Clone, Default)]
 struct Activity {
@@ -138,7 +139,8 @@ fn judge_activity(activity: &Activity, database: &str, found: &mut Findings) {
         found.add(
             ("PG-CLIENTS", Severity::Info),
             format!("database {database}"),
-            format!("clients that will have to move: {}", few(&activity.clients)),
+            // All of them: each has to be told where to go.
+            format!("clients that will have to move: {}", activity.clients.join("; ")),
             "plan how each of them learns of the new database",
         );
     }

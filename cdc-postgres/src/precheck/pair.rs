@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use cdc_core::engine::{Finding, Severity, Side, SiteProfile};
 use cdc_core::{Result, TableSelection};
 
-use super::{Findings, Session, few, rounding, tables};
+use super::types::{self, Types};
+use super::{Findings, Session, clock, few, rounding, tables};
 use crate::config::Config;
 use crate::session::during;
 use crate::wire::ServerVersion;
@@ -16,7 +17,7 @@ const PRODUCT: &str = "postgresql";
 
 /// What of a database its peer is compared with.
 #[derive(Debug, Clone)]
-struct Profile {
+pub(super) struct Profile {
     version: ServerVersion,
     encoding: String,
     /// provider, locale and the version of its rules, as far as the server knows it
@@ -29,8 +30,15 @@ struct Profile {
     roles: BTreeSet<String>,
     /// roles that own the selected tables and their schemas, or have rights on them
     needed_roles: BTreeSet<String>,
-    /// the selected tables' columns and their types
-    columns: BTreeMap<String, String>,
+    /// schemas of the selected tables, each with an owner of tables in it
+    pub(super) owners: BTreeSet<(String, String)>,
+    /// extensions that do not come with the server, and the schemas they are in
+    pub(super) extension_schemas: BTreeMap<String, String>,
+    /// row security is on for a selected table
+    pub(super) row_security: bool,
+    types: Types,
+    /// the server's clock less ours, in microseconds
+    clock: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +72,7 @@ pub(crate) async fn pair_findings(
 
 async fn read(config: &Config, selection: &TableSelection) -> Result<Profile> {
     let session = Session::open(config).await?;
+    let relations = tables::read(&session, selection).await?;
     // Newer columns are read through JSON, which leaves out those an older server does not have.
     let row = session
         .client
@@ -88,31 +97,21 @@ async fn read(config: &Config, selection: &TableSelection) -> Result<Profile> {
         extensions: text_pairs(&session, "SELECT extname::text, extversion FROM pg_extension").await?,
         available: texts(&session, "SELECT name::text FROM pg_available_extensions").await?,
         roles: texts(&session, "SELECT rolname::text FROM pg_roles").await?,
-        needed_roles: needed_roles(&session, selection).await?,
-        columns: columns(&session, selection).await?,
-    })
-}
-
-/// Types of the columns of selected tables, by `schema.table.column`.
-async fn columns(session: &Session, selection: &TableSelection) -> Result<BTreeMap<String, String>> {
-    let relations = tables::read(session, selection).await?;
-    let (schemas, names): (Vec<&str>, Vec<&str>) = relations
-        .iter()
-        .map(|relation| (relation.name.schema.as_str(), relation.name.name.as_str()))
-        .unzip();
-    let rows = session
-        .client
-        .query(
-            "SELECT concat_ws('.', n.nspname, c.relname, a.attname), format_type(a.atttypid, a.atttypmod) \
-             FROM unnest($1::text[], $2::text[]) AS s (a, b) JOIN pg_namespace n ON n.nspname = s.a \
-             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.b \
-             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-             WHERE a.attgenerated = ''",
-            &[&schemas, &names],
+        needed_roles: needed_roles(&session, &relations).await?,
+        owners: relations
+            .iter()
+            .map(|relation| (relation.name.schema.clone(), relation.owner.clone()))
+            .collect(),
+        extension_schemas: text_pairs(
+            &session,
+            "SELECT e.extname::text, n.nspname::text FROM pg_extension e \
+             JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql'",
         )
-        .await
-        .map_err(during("reading the types of the columns"))?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+        .await?,
+        row_security: relations.iter().any(|relation| relation.row_security),
+        types: types::read(&session, &relations).await?,
+        clock: clock::offset(&session).await?,
+    })
 }
 
 async fn texts(session: &Session, query: &str) -> Result<BTreeSet<String>> {
@@ -135,8 +134,7 @@ async fn text_pairs(session: &Session, query: &str) -> Result<BTreeMap<String, S
 
 /// Roles that the dumped schema names: owners, and who has been granted rights. Roles that the server brings, such as
 /// `pg_database_owner`, are not the user's to create.
-async fn needed_roles(session: &Session, selection: &TableSelection) -> Result<BTreeSet<String>> {
-    let relations = tables::read(session, selection).await?;
+async fn needed_roles(session: &Session, relations: &[tables::Relation]) -> Result<BTreeSet<String>> {
     let schemas: Vec<&str> = relations
         .iter()
         .map(|relation| relation.name.schema.as_str())
@@ -181,7 +179,9 @@ fn judge(source: &Profile, target: &Profile) -> Vec<Finding> {
     judge_encoding(source, target, &mut found);
     judge_collation(&source.collation, &target.collation, &mut found);
     judge_extensions(source, target, &mut found);
-    judge_types(source, target, &mut found);
+    judge_rounding(&source.types, &target.types, &mut found);
+    types::judge(&source.types, &target.types, &mut found);
+    clock::judge(source.clock, target.clock, &mut found);
     let missing: Vec<String> = source.needed_roles.difference(&target.roles).cloned().collect();
     for role in missing {
         found.add(
@@ -282,9 +282,10 @@ fn judge_extensions(source: &Profile, target: &Profile, found: &mut Findings) {
     );
 }
 
-fn judge_types(source: &Profile, target: &Profile, found: &mut Findings) {
+fn judge_rounding(source: &Types, target: &Types, found: &mut Findings) {
     for (column, from) in &source.columns {
-        let to = target.columns.get(column);
+        let (from, to) = (&from.type_name, target.columns.get(column));
+        let to = to.map(|to| &to.type_name);
         if let Some((to, effect)) = to.and_then(|to| Some((to, rounding::effect(from, to)?))) {
             found.add(
                 ("PG-COLUMN-ROUNDS", Severity::Fail),
@@ -299,6 +300,13 @@ fn judge_types(source: &Profile, target: &Profile, found: &mut Findings) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn column(type_name: &str) -> types::Column {
+        types::Column {
+            type_name: type_name.into(),
+            ..types::Column::default()
+        }
+    }
 
     fn profile() -> Profile {
         let set = |names: &[&str]| {
@@ -320,14 +328,22 @@ mod tests {
             available: set(&["plpgsql", "hstore"]),
             roles: set(&["postgres", "app"]),
             needed_roles: set(&["app"]),
-            columns: BTreeMap::from([("public.t.n".to_owned(), "numeric(12,2)".to_owned())]),
+            owners: BTreeSet::from([("public".to_owned(), "app".to_owned())]),
+            extension_schemas: BTreeMap::new(),
+            row_security: false,
+            types: Types {
+                columns: BTreeMap::from([("public.t.n".to_owned(), column("numeric(12,2)"))]),
+                ..Types::default()
+            },
+            clock: 0,
         }
     }
 
     #[test]
     fn columns_that_round_fail() {
         let mut target = profile();
-        target.columns.insert("public.t.n".into(), "numeric(12,1)".into());
+        let narrower = column("numeric(12,1)");
+        target.types.columns.insert("public.t.n".into(), narrower);
         assert_eq!(ids(&profile(), &target), [("PG-COLUMN-ROUNDS", Severity::Fail)]);
         assert!(ids(&target, &profile()).is_empty());
     }

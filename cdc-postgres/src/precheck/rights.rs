@@ -146,7 +146,7 @@ fn judge_target(rights: &Rights, role: &str, database: &str, relations: &[Relati
     }
     tables()
         .filter(|relation| relation.filtered)
-        .for_each(|relation| judge_filtered(relation, found));
+        .for_each(|relation| judge_filtered(relation, role, found));
 }
 
 #[cfg(test)]

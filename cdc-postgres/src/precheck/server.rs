@@ -4,7 +4,7 @@ use cdc_core::Result;
 use cdc_core::engine::{Finding, JobNames, Severity, Side};
 use tokio_postgres::types::Type;
 
-use super::{Findings, Session};
+use super::{Findings, Session, few};
 use crate::session::during;
 use crate::wire::ServerVersion;
 
@@ -204,6 +204,33 @@ fn judge_limits(settings: &Settings, found: &mut Findings) {
             found.add((id, Severity::Warn), setting, message, remedy);
         }
     }
+}
+
+/// `PG-DATABASE-SETTINGS`. Values are not shown: an application may keep a secret in a setting of its own.
+pub(super) async fn database_settings(session: &Session) -> Result<Vec<Finding>> {
+    let rows = session
+        .client
+        .query_typed(
+            "SELECT DISTINCT split_part(unnest(s.setconfig), '=', 1) FROM pg_db_role_setting s \
+             JOIN pg_database d ON d.oid = s.setdatabase WHERE d.datname = current_database() ORDER BY 1",
+            &[],
+        )
+        .await
+        .map_err(during("reading the settings of the database"))?;
+    let settings: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let mut found = Findings::new(Side::Source);
+    if !settings.is_empty() {
+        found.add(
+            ("PG-DATABASE-SETTINGS", Severity::Info),
+            format!("database {}", session.database),
+            format!(
+                "has settings of its own, which are not replicated: {}",
+                few(&settings)
+            ),
+            "ALTER DATABASE … SET … on the target; `pg_dump --create --schema-only` prints them at its begin",
+        );
+    }
+    Ok(found.list)
 }
 
 #[cfg(test)]

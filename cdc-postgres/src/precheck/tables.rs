@@ -6,6 +6,7 @@ use cdc_core::{Result, TableName, TableSelection};
 use super::{Findings, Session, few};
 use crate::catalog::qualified;
 use crate::session::during;
+use crate::wire::session::identifier;
 
 /// What a table's rows are identified by in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(super) struct Relation {
     pub(super) writable: bool,
     /// row security hides rows from this role
     pub(super) filtered: bool,
+    /// row security is on, whether or not it hides rows from this role
+    pub(super) row_security: bool,
 }
 
 impl Relation {
@@ -66,7 +69,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
                     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
                       AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') \
                       AND has_table_privilege(c.oid, 'DELETE') AND has_table_privilege(c.oid, 'TRUNCATE'), \
-                    c.relkind = 'r' AND row_security_active(c.oid) \
+                    c.relkind = 'r' AND row_security_active(c.oid), c.relrowsecurity \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' \
                    AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'cdc_sync') \
@@ -93,6 +96,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         readable: row.get(8),
         writable: row.get(9),
         filtered: row.get(10),
+        row_security: row.get(11),
     });
     Ok(relations
         .filter(|relation| selection.selects(&relation.name))
@@ -101,11 +105,11 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
 
 /// `PG-REPLICA-IDENTITY`, `PG-REPLICA-IDENTITY-NOTHING`, `PG-KEY-DEFERRABLE`, `PG-UNLOGGED`,
 /// `PG-FOREIGN-TABLE`, `PG-MATVIEW`, `PG-RLS`, `PG-SELECT-RIGHT`.
-pub(super) fn judge(relations: &[Relation], found: &mut Findings) {
+pub(super) fn judge(relations: &[Relation], role: &str, found: &mut Findings) {
     for relation in relations {
         if relation.is_table() {
             judge_identity(relation, found);
-            judge_readable(relation, found);
+            judge_readable(relation, role, found);
         } else {
             judge_left_behind(relation, found);
         }
@@ -155,27 +159,34 @@ fn judge_identity(relation: &Relation, found: &mut Findings) {
     );
 }
 
-fn judge_readable(relation: &Relation, found: &mut Findings) {
+fn judge_readable(relation: &Relation, role: &str, found: &mut Findings) {
     let (object, table) = (format!("table {}", relation.name), qualified(&relation.name));
     if !relation.readable {
         found.add(
             ("PG-SELECT-RIGHT", Severity::Fail),
             object,
             "the role may not read it",
-            format!("GRANT SELECT ON {table} TO the role of the URL (and USAGE on its schema);"),
+            format!(
+                "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON {table} TO {role};",
+                identifier(&relation.name.schema),
+                role = identifier(role)
+            ),
         );
     } else if relation.filtered {
-        judge_filtered(relation, found);
+        judge_filtered(relation, role, found);
     }
 }
 
 /// A policy would hide rows without an error.
-pub(super) fn judge_filtered(relation: &Relation, found: &mut Findings) {
+pub(super) fn judge_filtered(relation: &Relation, role: &str, found: &mut Findings) {
     found.add(
         ("PG-RLS", Severity::Fail),
         format!("table {}", relation.name),
         "row security applies to this role: rows would be hidden from it",
-        "ALTER ROLE … BYPASSRLS for the role of the URL, or use the table's owner",
+        format!(
+            "ALTER ROLE {} BYPASSRLS; or use the table's owner",
+            identifier(role)
+        ),
     );
 }
 
@@ -262,12 +273,13 @@ pub(super) mod tests {
             readable: true,
             writable: true,
             filtered: false,
+            row_security: false,
         }
     }
 
     fn judged(relations: &[Relation]) -> Vec<(&'static str, Severity)> {
         let mut found = Findings::new(Side::Source);
-        judge(relations, &mut found);
+        judge(relations, "cdc", &mut found);
         found
             .list
             .iter()

@@ -13,7 +13,6 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::attempts::{Attempt, Attempts};
 use super::connection::Connection;
-use super::login::PASSWORD_HINT;
 use super::session::{self, Purpose};
 use super::stream::{self, Stream};
 use crate::config::{self, Config, TargetSessionAttrs};
@@ -89,12 +88,10 @@ fn login_error(error: tokio_postgres::Error, config: &Config, attempt: &Attempt)
     if error.kind != Kind::Usage {
         return error.at_login();
     }
-    let error = PgError::login(error.message.clone());
     if config.password_for(&attempt.endpoint).is_none() {
-        error.with_hint(PASSWORD_HINT)
-    } else {
-        error
+        return super::login::password_missing(config, "");
     }
+    PgError::login(error.message.clone())
 }
 
 /// Gives tokio-postgres the stream as it is.

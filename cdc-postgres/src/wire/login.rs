@@ -15,13 +15,10 @@ use super::notice;
 use super::session::{self, Purpose};
 use super::version::ServerVersion;
 use crate::config::{ChannelBinding, Config, Endpoint};
-use crate::error::PgError;
+use crate::error::{PgError, SCRAM_ITERATIONS_HINT};
 
 /// Highest SCRAM iteration count that the SASL library accepts.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
-
-pub(super) const PASSWORD_HINT: &str =
-    "put the password in the URL, in PGPASSWORD, or in ~/.pgpass (mode 0600)";
 
 /// How the server checked who we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,13 +107,15 @@ fn unexpected(what: &str) -> PgError {
     PgError::protocol(format!("the server sent {what} during the login"))
 }
 
-fn password_needed<'a>(password: Option<&'a str>, method: &str) -> Result<&'a str, PgError> {
-    password.ok_or_else(|| {
-        PgError::login(format!(
-            "the server asks for a password ({method}) and none is given"
-        ))
-        .with_hint("put it in the URL, in PGPASSWORD, or in ~/.pgpass (mode 0600)")
-    })
+/// The server asks for a password, by `method` if that is known, and there is none.
+pub(super) fn password_missing(config: &Config, method: &str) -> PgError {
+    let by = if method.is_empty() {
+        String::new()
+    } else {
+        format!(" ({method})")
+    };
+    PgError::login(format!("the server asks for a password{by} and none is given"))
+        .with_hint(config.password_hint())
 }
 
 async fn authenticate(
@@ -135,12 +134,12 @@ async fn authenticate(
             ));
         }
         Message::AuthenticationCleartextPassword => {
-            let password = password_needed(password, "clear text")?;
+            let password = password.ok_or_else(|| password_missing(config, "clear text"))?;
             send_password(channel, password.as_bytes())?;
             AuthMethod::Password
         }
         Message::AuthenticationMd5Password(body) => {
-            let password = password_needed(password, "md5")?;
+            let password = password.ok_or_else(|| password_missing(config, "md5"))?;
             let hash = md5_hash(config.user().as_bytes(), password.as_bytes(), body.salt());
             send_password(channel, hash.as_bytes())?;
             AuthMethod::Md5
@@ -203,7 +202,7 @@ async fn scram(
             offered.join(", ")
         )));
     }
-    let password = password_needed(password, "scram-sha-256")?;
+    let password = password.ok_or_else(|| password_missing(config, "scram-sha-256"))?;
     let mut scram = ScramSha256::new(password.as_bytes(), binding);
     channel
         .push(|buf| frontend::sasl_initial_response(mechanism, scram.message(), buf))
@@ -215,7 +214,7 @@ async fn scram(
         return Err(PgError::login(format!(
             "the password is stored with {count} SCRAM iterations; more than {MAX_SCRAM_ITERATIONS} are refused"
         ))
-        .with_hint("set scram_iterations lower on the server and set the password again"));
+        .with_hint(SCRAM_ITERATIONS_HINT));
     }
     let failed = |e: std::io::Error| PgError::login(format!("SCRAM failed: {e}"));
     scram.update(challenge.data()).map_err(failed)?;

@@ -8,7 +8,7 @@ use testbed::postgres::PASSWORD;
 use testbed::provision::POSTGRES_MAJORS;
 use testbed::{PgCluster, StopMode};
 
-use crate::{config, connect, state, value, with_logins};
+use crate::{WAYS, config, connect, state, value, with_logins};
 
 /// Name, what the server and the role say, and what our sessions say.
 const SETTINGS: &[(&str, &str, &str)] = &[
@@ -140,9 +140,10 @@ async fn the_right_server_of_several_is_found() {
                 .await
                 .unwrap();
             assert_eq!(connection.endpoint().port(), want.port(), "{major} {attrs}");
-            let (client, _driver) = url("postgres", attrs).connect_client(&[]).await.unwrap();
-            let row = client.query_one("SELECT inet_server_port()", &[]).await.unwrap();
-            assert_eq!(row.get::<_, i32>(0), i32::from(want.port()), "{major} {attrs}");
+            for way in WAYS {
+                let landed = way.connect(&url("postgres", attrs)).await.unwrap();
+                assert_eq!(landed.port, want.port(), "{major} {attrs} {way:?}");
+            }
         }
         // With the standby gone, only the primary is left, and it is not of the wanted kind.
         drop(standby);

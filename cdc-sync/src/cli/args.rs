@@ -139,6 +139,9 @@ pub(super) struct Check {
     /// Judge tables like this under a conflict policy, as `run` takes it; repeatable
     #[arg(long, value_name = "PATTERN=POLICY", value_parser = parse_policy_rule)]
     pub(super) conflict: Vec<PolicyRule>,
+    /// Print the statements that give the roles of the URLs the rights they need, and check nothing
+    #[arg(long, conflicts_with = "strict")]
+    pub(super) print_grants: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,11 +1,11 @@
 //! `check`: what stands in the way.
 
-use cdc_core::Result;
 use cdc_core::engine::{Finding, Severity, Side};
+use cdc_core::{Result, Site};
 use serde::Serialize;
 
 use super::args::Check;
-use super::session::Session;
+use super::session::{Session, Sites};
 use crate::check::{Counts, findings, first_run_findings, policy_findings, worst_first};
 use crate::exit;
 use crate::output::Report;
@@ -16,8 +16,23 @@ struct Body {
     counts: Counts,
 }
 
+/// The statements of `--print-grants`.
+#[derive(Debug, Serialize)]
+struct Grants {
+    source: Vec<String>,
+    target: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct GrantsBody {
+    grants: Grants,
+}
+
 pub(super) async fn check(session: &Session, args: &Check) -> Result<Report> {
     let sites = session.connect().await?;
+    if args.print_grants {
+        return print_grants(session, &sites).await;
+    }
     let (source, target) = (&sites.source, &sites.target);
     let selection = &session.settings.selection;
     let mut found = findings(source, target, &sites.names, selection).await?;
@@ -52,6 +67,32 @@ pub(super) async fn check(session: &Session, args: &Check) -> Result<Report> {
         },
         human,
     ))
+}
+
+/// The rights both roles need, as statements that can be pasted: all else is in comments.
+async fn print_grants(session: &Session, sites: &Sites) -> Result<Report> {
+    let (names, selection) = (&sites.names, &session.settings.selection);
+    let profile = sites.source.profile(selection).await?;
+    let grants = Grants {
+        source: sites.source.grants(Side::Source, names, selection, None).await?,
+        target: sites
+            .target
+            .grants(Side::Target, names, selection, Some(&profile))
+            .await?,
+    };
+    let script = |title: &str, site: &dyn Site, statements: &[String]| {
+        format!(
+            "-- {title}: {}, as its administrator\n{}\n",
+            site.display_url(),
+            statements.join("\n")
+        )
+    };
+    let human = format!(
+        "{}\n{}",
+        script("source", &*sites.source, &grants.source),
+        script("target", &*sites.target, &grants.target)
+    );
+    Ok(Report::new(exit::OK, &GrantsBody { grants }, human))
 }
 
 /// Findings for people, one block each.

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{PASSWORD, PgCluster, tls};
+use super::{PASSWORD, PgCluster, ServerCertificate, tls};
 use crate::port::Port;
 use crate::provision::{postgres_server, postgres_tools, server_user};
 use crate::watchdog::Watchdog;
@@ -51,7 +51,7 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     durable: bool,
     password: Option<PasswordAuth>,
-    ssl: bool,
+    ssl: Option<ServerCertificate>,
     hba: Vec<String>,
     /// the port of the primary
     standby_of: Option<u16>,
@@ -64,7 +64,7 @@ impl Builder {
             settings: Vec::new(),
             durable: false,
             password: None,
-            ssl: false,
+            ssl: None,
             hba: Vec::new(),
             standby_of: None,
         }
@@ -94,8 +94,14 @@ impl Builder {
 
     /// Offers TLS, with the certificates of [`PgCluster::tls`]. To demand it, add an [`Builder::hba`] line.
     #[must_use]
-    pub fn ssl(mut self) -> Builder {
-        self.ssl = true;
+    pub fn ssl(self) -> Builder {
+        self.ssl_with(ServerCertificate::Valid)
+    }
+
+    /// As [`Builder::ssl`], with a server certificate that something may be the matter with.
+    #[must_use]
+    pub fn ssl_with(mut self, certificate: ServerCertificate) -> Builder {
+        self.ssl = Some(certificate);
         self
     }
 
@@ -222,8 +228,8 @@ impl Builder {
             set("password_encryption", method)?;
         }
         let mut files = None;
-        if self.ssl {
-            let (tls, settings) = tls::make(&cluster.root, cluster.user.as_ref())?;
+        if let Some(certificate) = self.ssl {
+            let (tls, settings) = tls::make(&cluster.root, cluster.user.as_ref(), certificate)?;
             for (name, value) in settings {
                 set(name, &value)?;
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 use crate::provision::ServerUser;
@@ -22,58 +22,113 @@ pub struct TlsFiles {
     pub client_cert: PathBuf,
     /// Its key (`sslkey`).
     pub client_key: PathBuf,
+    /// An authority that signed nothing that the server has or knows.
+    pub other_root_cert: PathBuf,
+    /// A certificate with the superuser's name, signed by that other authority.
+    pub stranger_cert: PathBuf,
+    /// Its key.
+    pub stranger_key: PathBuf,
+}
+
+/// What is the matter with a server's certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServerCertificate {
+    /// Nothing: it names localhost and 127.0.0.1.
+    #[default]
+    Valid,
+    /// It has expired.
+    Expired,
+    /// It names another host.
+    OtherHost,
+}
+
+/// An authority and the folder that it issues certificates to.
+struct Authority<'a> {
+    folder: &'a Path,
+    root_cert: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority<'_> {
+    fn new<'a>(folder: &'a Path, file: &str, name: &str) -> Result<Authority<'a>> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        let root_cert = folder.join(file);
+        fs::write(&root_cert, params.self_signed(&key)?.pem())?;
+        Ok(Authority {
+            folder,
+            root_cert,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// Signs a certificate and writes it and its key to files of this name.
+    fn issue(&self, file: &str, name: &str, mut params: CertificateParams) -> Result<(PathBuf, PathBuf)> {
+        let key = KeyPair::generate()?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        let cert_path = self.folder.join(format!("{file}.crt"));
+        let key_path = self.folder.join(format!("{file}.key"));
+        fs::write(&cert_path, params.signed_by(&key, &self.issuer)?.pem())?;
+        fs::write(&key_path, key.serialize_pem())?;
+        // Servers and clients alike refuse a key that others can read.
+        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600))?;
+        Ok((cert_path, key_path))
+    }
+
+    fn issue_client(&self, file: &str) -> Result<(PathBuf, PathBuf)> {
+        let mut params = CertificateParams::new(Vec::<String>::new())?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(file, "postgres", params)
+    }
+}
+
+/// The server's certificate, before it is signed.
+fn server_params(certificate: ServerCertificate) -> Result<CertificateParams> {
+    let names: &[&str] = match certificate {
+        ServerCertificate::OtherHost => &["other.example"],
+        ServerCertificate::Valid | ServerCertificate::Expired => &["localhost", "127.0.0.1"],
+    };
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut params = CertificateParams::new(names)?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    if certificate == ServerCertificate::Expired {
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2002, 1, 1);
+    }
+    Ok(params)
 }
 
 /// Makes the certificates in `folder`; returns the client's part and the server's settings.
 pub(super) fn make(
     folder: &Path,
     user: Option<&ServerUser>,
+    certificate: ServerCertificate,
 ) -> Result<(TlsFiles, Vec<(&'static str, String)>)> {
-    let ca_key = KeyPair::generate()?;
-    let mut ca = CertificateParams::new(Vec::<String>::new())?;
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    ca.distinguished_name
-        .push(DnType::CommonName, "testbed authority");
-    let root_cert = folder.join("root.crt");
-    fs::write(&root_cert, ca.self_signed(&ca_key)?.pem())?;
-    let issuer = Issuer::new(ca, ca_key);
-
-    let issue = |name: &str, common_name: &str, alternatives: &[&str], usage| -> Result<(PathBuf, PathBuf)> {
-        let key = KeyPair::generate()?;
-        let names: Vec<String> = alternatives.iter().map(|&n| n.to_owned()).collect();
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages = vec![usage];
-        let cert_path = folder.join(format!("{name}.crt"));
-        let key_path = folder.join(format!("{name}.key"));
-        fs::write(&cert_path, params.signed_by(&key, &issuer)?.pem())?;
-        fs::write(&key_path, key.serialize_pem())?;
-        // Servers and clients alike refuse a key that others can read.
-        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600))?;
-        Ok((cert_path, key_path))
-    };
-    let (server_cert, server_key) = issue(
-        "server",
-        "localhost",
-        &["localhost", "127.0.0.1"],
-        ExtendedKeyUsagePurpose::ServerAuth,
-    )?;
+    let authority = Authority::new(folder, "root.crt", "testbed authority")?;
+    let other = Authority::new(folder, "other-root.crt", "another authority")?;
+    let (server_cert, server_key) = authority.issue("server", "localhost", server_params(certificate)?)?;
     if let Some(user) = user {
         chown(&server_key, Some(user.uid), Some(user.gid)).context("cannot hand the key to the server")?;
     }
-    let (client_cert, client_key) = issue("client", "postgres", &[], ExtendedKeyUsagePurpose::ClientAuth)?;
+    let (client_cert, client_key) = authority.issue_client("client")?;
+    let (stranger_cert, stranger_key) = other.issue_client("stranger")?;
     let settings = vec![
         ("ssl", "on".to_owned()),
         ("ssl_cert_file", server_cert.display().to_string()),
         ("ssl_key_file", server_key.display().to_string()),
-        ("ssl_ca_file", root_cert.display().to_string()),
+        ("ssl_ca_file", authority.root_cert.display().to_string()),
     ];
     Ok((
         TlsFiles {
-            root_cert,
+            root_cert: authority.root_cert,
             client_cert,
             client_key,
+            other_root_cert: other.root_cert,
+            stranger_cert,
+            stranger_key,
         },
         settings,
     ))
