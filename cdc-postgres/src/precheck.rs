@@ -12,6 +12,7 @@ mod server;
 mod stream;
 mod tables;
 mod target;
+mod types;
 
 use cdc_core::engine::{Finding, JobNames, Severity, Side};
 use cdc_core::{Kind, Result, TableSelection};
@@ -90,6 +91,7 @@ pub(crate) async fn findings(
         rights::source(&session, names, &tables).await,
     )?;
     tables::judge(&tables, &mut found);
+    found.ask("the types of columns", types::judge(&session, &tables).await)?;
     found.ask("large objects", tables::large_objects(&session).await)?;
     found.ask("prepared transactions", activity::prepared(&session, names).await)?;
     found.ask("sessions", activity::sessions(&session).await)?;

@@ -2,6 +2,7 @@
 //! settings print and read values in different ways.
 
 mod encodings;
+mod objects;
 mod tables;
 mod values;
 mod walk;
