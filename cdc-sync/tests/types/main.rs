@@ -13,7 +13,6 @@ use tables::Tables;
 
 /// What the databases of a pair are set to. Whoever let a session have these would write other values than it read.
 const BLUE: &[(&str, &str)] = &[
-    ("DateStyle", "SQL, DMY"),
     ("IntervalStyle", "sql_standard"),
     ("TimeZone", "Asia/Kathmandu"),
     ("bytea_output", "escape"),
@@ -29,10 +28,9 @@ const BLUE: &[(&str, &str)] = &[
     ("default_transaction_isolation", "serializable"),
 ];
 const GREEN: &[(&str, &str)] = &[
-    ("DateStyle", "German"),
     ("IntervalStyle", "iso_8601"),
     ("TimeZone", "America/St_Johns"),
-    ("bytea_output", "escape"),
+    ("bytea_output", "hex"),
     ("extra_float_digits", "-15"),
     ("client_encoding", "SJIS"),
     ("xmlbinary", "base64"),
@@ -48,8 +46,9 @@ const GREEN: &[(&str, &str)] = &[
 /// Locales that print money otherwise. Which of them a server knows is up to its machine; every one knows POSIX.
 const MONEY: &[&str] = &["ja_JP.utf8", "de_DE.utf8", "fr_FR.utf8", "en_GB.utf8", "POSIX"];
 
-/// Sets the databases against each other: on blue for the database, on green for the role.
-fn set_against_each_other(pair: &Pair) {
+/// Sets the databases against each other: on blue for the database, on green for the role. The styles of dates are
+/// those of blue and green.
+fn set_against_each_other(pair: &Pair, styles: [&str; 2]) {
     let value = |name: &str, value: &str| match name {
         // Lists of names, each quoted for itself.
         "search_path" => value.to_owned(),
@@ -64,10 +63,12 @@ fn set_against_each_other(pair: &Pair) {
     let money = MONEY
         .iter()
         .find(|locale| pair.on_blue(&format!("SET lc_monetary = '{locale}'")).is_ok());
-    let mut blue = BLUE.to_vec();
+    let (mut blue, mut green) = (BLUE.to_vec(), GREEN.to_vec());
+    blue.push(("DateStyle", styles[0]));
+    green.push(("DateStyle", styles[1]));
     blue.push(("lc_monetary", money.expect("every server knows POSIX")));
     let database = format!("DATABASE {}", Pair::DATABASE);
-    pair.on_green(&statements("ROLE postgres", GREEN))
+    pair.on_green(&statements("ROLE postgres", &green))
         .expect("green is set");
     pair.on_blue(&statements(&database, &blue)).expect("blue is set");
 }
@@ -97,7 +98,7 @@ fn carry_everything(pair: &Pair, tables: &Tables) {
 #[test]
 fn every_type_of_the_oldest_server_arrives_on_the_newest() {
     let pair = Pair::start(12, 18).expect("two servers");
-    set_against_each_other(&pair);
+    set_against_each_other(&pair, ["SQL, DMY", "Postgres, MDY"]);
     let mut tables = Tables::of(12);
     pair.on_blue(&format!("{}{}", tables::CLEAN, values::CREATE))
         .expect("the types");
@@ -105,12 +106,21 @@ fn every_type_of_the_oldest_server_arrives_on_the_newest() {
     tables.create(&pair);
     assert!(tables.keyed() > 50, "only {} types are keys", tables.keyed());
     carry_everything(&pair, &tables);
+    // What the schema says in quotes was copied by the same rules as the rows.
+    let texts = format!(
+        "{}SELECT pg_get_expr(adbin, adrelid), col_description(adrelid, adnum) FROM pg_attrdef
+         WHERE adrelid = 'own.\"A thing\"'::regclass",
+        tables::CLEAN
+    );
+    let [blue, green] = [pair.on_blue(&texts), pair.on_green(&texts)].map(|texts| texts.expect("an answer"));
+    assert!(blue.contains('\\'), "{blue}");
+    assert_eq!(blue, green);
 }
 
 #[test]
 fn every_type_of_the_newest_server_arrives_where_types_have_other_numbers() {
     let pair = Pair::start(18, 18).expect("two servers");
-    set_against_each_other(&pair);
+    set_against_each_other(&pair, ["German", "SQL, MDY"]);
     let mut tables = Tables::of(18);
     pair.on_blue(&format!("{}{}", tables::CLEAN, values::CREATE))
         .expect("the types");

@@ -87,3 +87,19 @@ fn what_no_server_reads_stops_the_job_and_was_announced() {
         .expect("green follows");
     caught_up(&pair);
 }
+
+#[test]
+fn the_value_that_green_refuses_is_named_however_many_tables_wait() {
+    let pair = Pair::start(12, 18).expect("two servers");
+    let tables = |check: &str| -> String {
+        let table = |n| format!("CREATE TABLE t{n} (id integer PRIMARY KEY{check});");
+        (0..200).map(table).collect()
+    };
+    let rows: String = (0..200)
+        .map(|n| format!("INSERT INTO t{n} VALUES (1);"))
+        .collect();
+    pair.on_blue(&(tables("") + &rows)).expect("the tables");
+    pair.on_green(&tables(" CHECK (id > 1)")).expect("the tables");
+    let error = stopped(&pair);
+    assert!(error.contains("public.t"), "{error}");
+}

@@ -57,13 +57,14 @@ pub(super) const CREATE: &str = r#"
     CREATE DOMAIN own.wrapped AS own.thing CHECK ((VALUE).number IS DISTINCT FROM 13);
     CREATE TYPE own.textrange AS RANGE (subtype = text, collation = "C");
     CREATE FUNCTION own.f() RETURNS integer LANGUAGE sql AS 'SELECT 1';
-    CREATE TABLE own."A thing" (id integer PRIMARY KEY); INSERT INTO own."A thing" VALUES (1);"#;
+    CREATE TABLE own."A thing" (id integer PRIMARY KEY, note text DEFAULT 'it''s \ a; default');
+    COMMENT ON COLUMN own."A thing".note IS 'ends with ''\'; INSERT INTO own."A thing" VALUES (1);"#;
 
 /// Makes the same on a target that has its schema already: with other OIDs, and with the labels in another order.
 pub(super) const CREATE_OTHERWISE: &str = r#"
     CREATE SCHEMA own; CREATE SCHEMA ext;
     CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext;
-    CREATE TABLE own."A thing" (id integer PRIMARY KEY);
+    CREATE TABLE own."A thing" (id integer PRIMARY KEY, note text);
     CREATE FUNCTION own.f() RETURNS integer LANGUAGE sql AS 'SELECT 1';
     CREATE TYPE own.textrange AS RANGE (subtype = text, collation = "C");
     CREATE TYPE own.thing AS (number integer, label text);
