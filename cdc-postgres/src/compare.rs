@@ -28,7 +28,6 @@ use crate::wire::{Connection, QueryResult, ServerVersion};
 /// statement is worth compiling, and none may write.
 const SETTINGS: &[(&str, &str)] = &[
     ("row_security", "off"),
-    ("quote_all_identifiers", "off"),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
     ("default_transaction_read_only", "on"),

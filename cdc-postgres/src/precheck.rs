@@ -18,6 +18,7 @@ mod stream;
 mod tables;
 mod target;
 mod types;
+mod values;
 
 use cdc_core::engine::{Finding, JobNames, Severity, Side};
 use cdc_core::{Kind, Result, TableSelection};
@@ -134,6 +135,7 @@ async fn of_source(
         "settings of the database",
         server::database_settings(session).await,
     )?;
+    found.ask("the types of columns", values::judge(session, tables).await)?;
     found.ask("large objects", tables::large_objects(session).await)?;
     found.ask("prepared transactions", activity::prepared(session, names).await)?;
     found.ask("sessions", activity::sessions(session).await)

@@ -121,8 +121,8 @@ async fn snapshot(url: &str) -> Result<Client> {
     client
         .batch_execute(
             "SET extra_float_digits = 3; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = postgres; \
-             SET TimeZone = 'UTC'; SET bytea_output = hex; SET search_path = pg_catalog; \
-             SET statement_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+             SET TimeZone = 'UTC'; SET bytea_output = hex; SET lc_monetary = 'C'; SET search_path = pg_catalog; \
+             SET quote_all_identifiers = off; SET statement_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         )
         .await
         .context("cannot begin a snapshot to compare")?;
@@ -229,11 +229,13 @@ async fn compare_rows(
 }
 
 /// Row count and the sums of both halves of each row's MD5: equal for equal multisets, and different for
-/// different ones unless somebody sets out to build a collision.
+/// different ones unless somebody sets out to build a collision. Text is digested as UTF-8, and where a database
+/// states no encoding, as it is.
 async fn digest(client: &Client, rows: &str) -> Result<(i64, String, String)> {
     let half = |which| format!("coalesce(sum(('x' || {which}(hash, 16))::bit(64)::bigint), 0)::text");
     let sql = format!(
-        "SELECT count(*), {}, {} FROM (SELECT md5(row) AS hash FROM ({rows}) r) h",
+        "SELECT count(*), {}, {} FROM (SELECT md5(convert_to(row, CASE getdatabaseencoding() \
+         WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)) AS hash FROM ({rows}) r) h",
         half("left"),
         half("right")
     );

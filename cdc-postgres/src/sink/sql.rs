@@ -215,7 +215,8 @@ fn row_condition(table: &Bound, locate: &[Locating], first: usize) -> Result<Str
         let value = format!("${number}::{}", facts.cast);
         and(&mut condition, &equal(facts, &facts.quoted, &value));
         if !facts.exact && facts.equals.is_some() {
-            same.push(format!("{}::text = ({value})::text", facts.quoted));
+            // By the output function: the cast of bpchar to text cuts the blanks in which two may differ.
+            same.push(format!("format('%s', {}) = format('%s', {value})", facts.quoted));
         }
     }
     if table.planned.locator_is_unique {

@@ -76,7 +76,9 @@ async fn try_once(
         .parameter("server_version")
         .and_then(super::ServerVersion::parse);
     let driver = tokio::spawn(async move { connection.await.map_err(PgError::from) });
-    if let Some(sql) = version.and_then(|version| session::after_startup(version, &Purpose::Sql)) {
+    // The library takes text for UTF-8: its sessions keep that encoding, and read no values of tables.
+    let after = version.and_then(|version| session::after_startup(version, &Purpose::Sql, None));
+    if let Some(sql) = after {
         client.batch_execute(&sql).await?;
     }
     Ok((client, driver))

@@ -124,7 +124,11 @@ impl Connection {
             encryption,
             config: config.clone(),
         };
-        if let Some(sql) = session::after_startup(connection.session.version, purpose) {
+        if let Some(sql) = session::after_startup(
+            connection.session.version,
+            purpose,
+            connection.parameter("server_encoding"),
+        ) {
             connection.simple_query(&sql).await?;
         }
         Ok(connection)

@@ -5,8 +5,8 @@ use super::version::{Feature, ServerVersion};
 /// Settings known to every server version we speak to; they go into the startup packet.
 ///
 /// Formats: a value must have one text form on both sides, or text passed from one to the other changes its meaning
-/// (`DateStyle` "SQL, DMY" turns the 3rd of April into the 4th of March). `lc_monetary` and `array_nulls` belong here
-/// for the same reason. `search_path` is empty so that no object of a user's schema can stand in for a built-in one
+/// (`DateStyle` "SQL, DMY" turns the 3rd of April into the 4th of March). `lc_monetary`, `array_nulls` and
+/// `quote_all_identifiers` (names of types and relations are values, too) belong here for the same reason. `search_path` is empty so that no object of a user's schema can stand in for a built-in one
 /// (CVE-2018-1058). Time limits: the server's defaults would end a long snapshot, or the stream itself.
 const SETTINGS: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
@@ -18,6 +18,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("lc_monetary", "C"),
     ("array_nulls", "on"),
     ("xmloption", "content"),
+    ("quote_all_identifiers", "off"),
     ("standard_conforming_strings", "on"),
     ("search_path", ""),
     ("statement_timeout", "0"),
@@ -97,8 +98,19 @@ const DURABLE_COMMIT: &str = "SELECT pg_catalog.set_config('synchronous_commit',
 /// refused there, and one that depends on its value.
 ///
 /// A walsender gets one statement: that of PostgreSQL 14 and older takes no list of them. It commits nothing.
-pub(super) fn after_startup(version: ServerVersion, purpose: &Purpose) -> Option<String> {
+///
+/// `server_encoding` is that of the database, as it reports it. Bytes of no stated encoding are not converted, but any
+/// `client_encoding` other than their own makes the server refuse those that are not valid in it (`pg_any_to_server`
+/// and `pg_server_to_any` of its sources): they pass as they are.
+pub(super) fn after_startup(
+    version: ServerVersion,
+    purpose: &Purpose,
+    server_encoding: Option<&str>,
+) -> Option<String> {
     let mut settings: Vec<(&str, &str)> = Vec::new();
+    if server_encoding == Some("SQL_ASCII") {
+        settings.push(("client_encoding", "SQL_ASCII"));
+    }
     let mut add = |feature, name, value| {
         if version.has(feature) {
             settings.push((name, value));
@@ -175,7 +187,7 @@ mod tests {
     #[test]
     fn later_settings_depend_on_version_and_purpose() {
         let replication = Purpose::Replication(ReplicationSettings::default());
-        let sql = |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose);
+        let sql = |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose, Some("UTF8"));
         assert_eq!(sql(110_000, &replication), None);
         assert_eq!(sql(130_000, &Purpose::Sql).unwrap(), DURABLE_COMMIT);
         assert!(sql(180_000, &Purpose::Sql).unwrap().ends_with(DURABLE_COMMIT));
@@ -192,6 +204,11 @@ mod tests {
         ] {
             assert!(all.contains(name), "{all}");
         }
+        let bytes = after_startup(ServerVersion(110_000), &replication, Some("SQL_ASCII")).unwrap();
+        assert_eq!(
+            bytes,
+            "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)"
+        );
     }
 
     #[test]

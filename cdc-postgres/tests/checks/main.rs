@@ -3,6 +3,7 @@
 mod cleanup;
 mod compare;
 mod precheck;
+mod types;
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use super::{MAJORS, block_on, names, site};
 
 use Severity::{Fail, Info, Warn};
 
-fn findings(url: &str, side: Side, job: &str) -> Vec<Finding> {
+pub(super) fn findings(url: &str, side: Side, job: &str) -> Vec<Finding> {
     block_on(async {
         site(url)
             .await
@@ -29,7 +29,7 @@ fn pair(source: &str, target: &str) -> Vec<Finding> {
 }
 
 /// Id and severity of each, sorted.
-fn ids(findings: &[Finding]) -> Vec<(&'static str, Severity)> {
+pub(super) fn ids(findings: &[Finding]) -> Vec<(&'static str, Severity)> {
     let mut ids: Vec<_> = findings
         .iter()
         .map(|finding| (finding.id, finding.severity))
@@ -39,7 +39,7 @@ fn ids(findings: &[Finding]) -> Vec<(&'static str, Severity)> {
 }
 
 /// The finding with this id about this object.
-fn about<'a>(findings: &'a [Finding], id: &str, object: &str) -> &'a Finding {
+pub(super) fn about<'a>(findings: &'a [Finding], id: &str, object: &str) -> &'a Finding {
     findings
         .iter()
         .find(|finding| finding.id == id && finding.object.contains(object))

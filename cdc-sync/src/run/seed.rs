@@ -244,7 +244,11 @@ impl<'a> Round<'a> {
             while tasks.len() < self.context.settings.seed_connections
                 && let Some(table) = todo.next()
             {
-                self.begin_table(table, &tasks).await?;
+                if let Err(error) = self.begin_table(table, &tasks).await {
+                    // A copy thread ends with the part that failed: why says more than that none is left.
+                    self.take_reports(reports, summary).await?;
+                    return Err(error);
+                }
                 unfinished += 1;
             }
             unfinished -= self.take_reports(reports, summary).await?;

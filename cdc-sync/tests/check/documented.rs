@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::catalogue;
 
-/// What no server at hand shows, and the files whose unit tests show it.
+/// What no server at hand shows, or what is judged from facts alone, and the files whose unit tests show it.
 const BY_UNIT_TEST: &[(&str, &str)] = &[
     (
         "PG-VERSION",
@@ -18,6 +18,9 @@ const BY_UNIT_TEST: &[(&str, &str)] = &[
         "PG-CLOCK-OFFSET",
         include_str!("../../../cdc-postgres/src/precheck/clock.rs"),
     ),
+    ("POLICY-KEY", include_str!("../../src/check/policies.rs")),
+    ("POLICY-DELETES", include_str!("../../src/check/policies.rs")),
+    ("POLICY-UNIQUE", include_str!("../../src/check/policies.rs")),
 ];
 
 /// Other live tests, which name the ids that they expect.
@@ -25,6 +28,8 @@ const LIVE: &[&str] = &[
     // The ids of one server used twice.
     include_str!("catalogue.rs"),
     include_str!("../../../cdc-postgres/tests/checks/precheck.rs"),
+    include_str!("../../../cdc-postgres/tests/checks/types.rs"),
+    include_str!("../verbs/conflicts.rs"),
     include_str!("link.rs"),
     include_str!("lookout.rs"),
 ];
