@@ -141,7 +141,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__check)
-            opts="-c -y -h --strict --conflict --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --strict --conflict --print-grants --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
