@@ -18,7 +18,7 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("extra_float_digits", "0", "3"),
     ("bytea_output", "escape", "hex"),
     ("client_encoding", "LATIN1", "UTF8"),
-    ("lc_monetary", "POSIX", "C"),
+    ("lc_monetary", "'POSIX'", "C"),
     ("array_nulls", "off", "on"),
     ("xmloption", "document", "content"),
     ("quote_all_identifiers", "on", "off"),
