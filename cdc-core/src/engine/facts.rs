@@ -199,7 +199,7 @@ pub struct SequenceAdvance {
     pub after: i64,
 }
 
-/// What a running instance last said about itself, see [`Site::publish_status`].
+/// What a running instance last said about itself, see [`super::Site::publish_status`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedStatus {
     /// the text as published

@@ -100,6 +100,8 @@ struct Ground {
     bare: bool,
     /// they are empty and made by a first run that was cut short
     ours: bool,
+    /// those of them that hold rows, which may be emptied
+    occupied: Vec<TableName>,
 }
 
 /// Looks at both sides and refuses what a first run cannot build on. `schema_begun` says that an earlier first run was
@@ -131,12 +133,46 @@ async fn find_ground(context: &RunContext, origin: &SourceIdentity, schema_begun
     if !bare && !ours {
         expect_fit(context, &occupancy).await?;
     }
-    Ok(Ground { tables, bare, ours })
+    let occupied = occupancy.into_iter();
+    let occupied = occupied
+        .filter(|(_, found)| *found == Occupancy::Rows)
+        .map(|(table, _)| table)
+        .collect();
+    Ok(Ground {
+        tables,
+        bare,
+        ours,
+        occupied,
+    })
+}
+
+/// Empties the target's tables together, because those that refer to each other cannot be emptied one by one by a role
+/// that foreign keys hold for. Where a table that is not the job's refers to them too, each is left to its own seed.
+async fn empty(context: &RunContext, occupied: &[TableName]) -> Result<()> {
+    if occupied.is_empty() {
+        return Ok(());
+    }
+    let emptied = persist(context, "emptying the tables", || {
+        context.target.truncate(occupied)
+    })
+    .await;
+    match emptied {
+        Err(error) if error.kind() == Kind::Interrupted => Err(error),
+        Err(error) => {
+            tracing::info!(%error, "the tables are emptied one by one");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 async fn begin(context: &RunContext, epoch: i64, schema_begun: bool) -> Result<Prepared> {
     let origin = origin(context);
-    let Ground { tables, bare, ours } = find_ground(context, &origin, schema_begun).await?;
+    let ground = find_ground(context, &origin, schema_begun).await?;
+    let Ground {
+        tables, bare, ours, ..
+    } = ground;
+    empty(context, &ground.occupied).await?;
     let dump = if bare {
         Some(create_tables(context, epoch, &tables).await?)
     } else {
