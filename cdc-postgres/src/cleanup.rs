@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use cdc_core::engine::{CleanupReport, JobNames, Side};
-use cdc_core::{Error, Kind, Result};
+use cdc_core::{Error, Kind, Result, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -84,6 +84,7 @@ impl Plan {
                 .await
                 .map_err(during("dropping the replication slot"))
                 .map_err(|error| error.object(format!("replication slot {slot}")))?;
+            failpoint!("cleanup.slot-dropped");
         }
         let transaction = client
             .transaction()
@@ -97,8 +98,11 @@ impl Plan {
                 .await
                 .map_err(during(statement.as_str()))
                 .map_err(explained)?;
+            failpoint!("cleanup.one-dropped");
         }
-        transaction.commit().await.map_err(during("ending the cleanup"))
+        transaction.commit().await.map_err(during("ending the cleanup"))?;
+        failpoint!("cleanup.side-done");
+        Ok(())
     }
 
     fn statements(&self) -> Vec<String> {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use cdc_core::engine::JobNames;
-use cdc_core::{Error, Kind, Result, TableName};
+use cdc_core::{Error, Kind, Result, TableName, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -55,6 +55,7 @@ pub(crate) async fn prepare_source(
         .await
         .map_err(during("preparing the session"))?;
     create_own_tables(client).await?;
+    failpoint!("source.tables-created", error);
     let own = OWN_TABLES
         .iter()
         .map(|(name, _)| TableName::new(OWN_SCHEMA, *name));
@@ -70,6 +71,7 @@ pub(crate) async fn prepare_source(
                 wanted_options(version)
             );
             execute(client, &statement, first, publication).await?;
+            failpoint!("publication.created", error);
             add_tables(client, publication, rest).await
         }
         Some(existing) => {

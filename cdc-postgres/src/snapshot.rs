@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use cdc_core::engine::JobNames;
 use cdc_core::seed::{BulkFormat, BulkReader, Snapshot, TablePart};
-use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName};
+use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName, failpoint};
 
 use crate::catalog::{column_list, qualified};
 use crate::config::Config;
@@ -89,6 +89,11 @@ pub(crate) async fn create(
         failover: false,
     };
     let created = waiting::create_slot(&client, &mut walsender, &wanted).await?;
+    if permanent {
+        failpoint!("slot.created", error);
+    } else {
+        failpoint!("snapshot.taken-again", error);
+    }
     let snapshot = created
         .snapshot_name
         .ok_or_else(|| Error::bug("a slot without the snapshot asked for"))?;

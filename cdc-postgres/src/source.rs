@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cdc_core::engine::JobNames;
 use cdc_core::source::{Decoder, Source, StreamStart};
-use cdc_core::{Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity};
+use cdc_core::{Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity, failpoint};
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
@@ -124,6 +124,7 @@ impl PgSource {
         self.received = from;
         self.durable = from;
         self.heard = false;
+        failpoint!("stream.started", error);
         Ok(decoder)
     }
 
@@ -194,9 +195,11 @@ impl PgSource {
         let sender = self.sender.as_mut().ok_or_else(not_open)?;
         // What is durable has been received, also when it was in the session before.
         let written = self.received.max(self.durable);
+        failpoint!("confirm.before", error);
         sender
             .try_send_status(written, self.durable, self.durable, want_answer)
             .await?;
+        failpoint!("confirm.sent", error);
         Ok(())
     }
 

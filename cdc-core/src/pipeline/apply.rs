@@ -17,6 +17,7 @@ use super::stats::{Phase, StreamStats};
 use crate::BoxFuture;
 use crate::batch::Batch;
 use crate::error::{Action, Error, Kind, Result};
+use crate::failpoint;
 use crate::model::Position;
 use crate::plan::{ApplyPlan, PlanMode, Planner, Step, TargetCatalog, TxnGroup};
 use crate::sink::{Applied, Checkpoint, CommitOutcome, Sink};
@@ -121,7 +122,10 @@ impl ApplyStage {
         }
         self.idle_stored = Instant::now();
         self.begin()?;
-        self.commit()
+        failpoint!("idle.before-store", error);
+        self.commit()?;
+        failpoint!("idle.stored", error);
+        Ok(())
     }
 
     fn apply(&mut self, plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {
