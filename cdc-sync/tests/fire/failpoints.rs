@@ -9,7 +9,7 @@ use std::time::Duration;
 use testbed::pair::LIMIT;
 use testbed::{Process, process};
 
-use super::lane::Lane;
+use super::lane::{Lane, quiet};
 use super::{finish, report, servers};
 
 /// When a point is passed.
@@ -177,10 +177,8 @@ fn stream_dies(lane: &mut Lane, point: (&str, u32, When)) {
         _ => &["run"],
     };
     let mut command = lane.armed(arguments, &kill(point));
-    let quiet = tempfile::NamedTempFile::new().expect("a job file");
+    let quiet = quiet();
     if when == Idle {
-        // With heartbeats there is always something to apply.
-        std::fs::write(quiet.path(), "[heartbeat]\ninterval = \"0s\"\n").expect("a job file");
         command.arg("-c").arg(quiet.path());
     }
     let mut running = Process::spawn(command).expect("run starts");

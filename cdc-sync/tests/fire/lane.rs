@@ -172,3 +172,10 @@ impl Lane {
         assert_eq!(self.on_green(left), "0", "left on green");
     }
 }
+
+/// A job file without heartbeats: with them there is always something to apply.
+pub(crate) fn quiet() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a job file");
+    std::fs::write(file.path(), "[heartbeat]\ninterval = \"0s\"\n").expect("a job file");
+    file
+}

@@ -2,7 +2,9 @@
 //! connections cut and frozen, servers that stop, disks that fill, slots that go.
 
 mod failpoints;
+mod held;
 mod lane;
+mod wire;
 
 use std::process::Command;
 use std::sync::OnceLock;
