@@ -1,9 +1,12 @@
 //! What may happen to a migration from outside, and that nothing of it loses or repeats a row: death at each step,
 //! connections cut and frozen, servers that stop, disks that fill, slots that go.
 
+mod failover;
 mod failpoints;
 mod held;
 mod lane;
+mod outages;
+mod slots;
 mod wire;
 
 use std::process::Command;
