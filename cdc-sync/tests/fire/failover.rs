@@ -39,6 +39,39 @@ fn wait(what: &str, cluster: &PgCluster, database: &str, sql: &str) {
     }
 }
 
+/// A standby that synchronises failover slots.
+fn standby_of(blue: &PgCluster) -> PgCluster {
+    let primary = format!(
+        "host=127.0.0.1 port={} user=postgres dbname=postgres",
+        blue.port()
+    );
+    PgCluster::builder(17)
+        .standby_of(blue)
+        .setting("primary_conninfo", &primary)
+        .setting("primary_slot_name", "standby")
+        .setting("hot_standby_feedback", "on")
+        .setting("sync_replication_slots", "on")
+        .start()
+        .expect("a standby")
+}
+
+/// Waits until the standby has the job's slot as its own.
+fn wait_for_slot(blue: &PgCluster, standby: &PgCluster) {
+    let synchronised = "SELECT coalesce(bool_or(synced AND NOT temporary), false) FROM pg_replication_slots";
+    let deadline = Instant::now() + LIMIT;
+    while standby
+        .sql("postgres", synchronised)
+        .expect("the standby answers")
+        != "t"
+    {
+        // The standby has let go of old catalog rows; the slot does so when it meets such a record.
+        blue.sql("postgres", "SELECT pg_log_standby_snapshot()")
+            .expect("blue answers");
+        assert!(Instant::now() < deadline, "{}", standby.log().expect("a log"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 #[test]
 fn a_promoted_standby_goes_on_with_the_slot_it_synchronised() {
     let mut blue = PgCluster::builder(17).start().expect("blue");
@@ -48,18 +81,7 @@ fn a_promoted_standby_goes_on_with_the_slot_it_synchronised() {
         "SELECT pg_create_physical_replication_slot('standby', true)",
     )
     .expect("a slot for the standby");
-    let primary = format!(
-        "host=127.0.0.1 port={} user=postgres dbname=postgres",
-        blue.port()
-    );
-    let standby = PgCluster::builder(17)
-        .standby_of(&blue)
-        .setting("primary_conninfo", &primary)
-        .setting("primary_slot_name", "standby")
-        .setting("hot_standby_feedback", "on")
-        .setting("sync_replication_slots", "on")
-        .start()
-        .expect("a standby");
+    let standby = standby_of(&blue);
     let green = PgCluster::builder(18).start().expect("green");
     green.create_database(DATABASE).expect("a database");
     let source = format!(
@@ -95,19 +117,7 @@ fn a_promoted_standby_goes_on_with_the_slot_it_synchronised() {
     wait("green follows", &green, DATABASE, &applied);
     let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
     wait("the standby follows", &standby, "postgres", &replayed);
-    let synchronised = "SELECT coalesce(bool_or(synced AND NOT temporary), false) FROM pg_replication_slots";
-    let deadline = Instant::now() + LIMIT;
-    while standby
-        .sql("postgres", synchronised)
-        .expect("the standby answers")
-        != "t"
-    {
-        // The standby has let go of old catalog rows; the slot does so when it meets such a record.
-        blue.sql("postgres", "SELECT pg_log_standby_snapshot()")
-            .expect("blue answers");
-        assert!(Instant::now() < deadline, "{}", standby.log().expect("a log"));
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_for_slot(&blue, &standby);
 
     blue.stop(StopMode::Immediate).expect("blue stops");
     standby.promote().expect("the standby takes over");
