@@ -23,6 +23,8 @@ pub mod compare;
 pub mod conflict;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
@@ -45,3 +47,24 @@ pub use source::{Decoder, RawChunk, Source};
 /// A boxed, `Send` future: the erased form in which engines return asynchronous work, boxed once a chunk or
 /// batch and never once a row.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// Marks a step at which a test can have the process die (see `docs/testing.md`). With `, error` also one that can
+/// fail there: only where an error could come from outside as well, or its handling would be tested with what never
+/// happens.
+#[cfg(feature = "failpoints")]
+#[macro_export]
+macro_rules! failpoint {
+    ($name:literal) => {
+        let _ = $crate::failpoints::pass($name);
+    };
+    ($name:literal, error) => {
+        $crate::failpoints::pass($name)?
+    };
+}
+
+/// Marks a step at which a test can have the process die; this build leaves nothing of it.
+#[cfg(not(feature = "failpoints"))]
+#[macro_export]
+macro_rules! failpoint {
+    ($name:literal $(, error)?) => {};
+}

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use cdc_core::engine::{ColumnInfo, Occupancy, SiteIdentity, TableInfo};
-use cdc_core::{Error, Kind, Result, TableName, TableSelection};
+use cdc_core::{Error, Kind, Result, TableName, TableSelection, failpoint};
 use tokio_postgres::Client;
 
 use crate::lock::{self, InTheWay};
@@ -315,6 +315,7 @@ pub(crate) async fn analyze(client: &Client, tables: &[TableName]) -> Result<()>
             .map_err(during("gathering statistics"))
             .map_err(|error| error.object(format!("table {table}")))?;
     }
+    failpoint!("statistics.gathered", error);
     Ok(())
 }
 

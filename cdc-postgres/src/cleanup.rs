@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use cdc_core::engine::{CleanupReport, JobNames, Side};
-use cdc_core::{Error, Kind, Result};
+use cdc_core::{Error, Kind, Result, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -102,6 +102,7 @@ impl Plan {
                 .await
                 .map_err(during("dropping the replication slot"))
                 .map_err(|error| error.object(format!("replication slot {slot}")))?;
+            failpoint!("cleanup.slot-dropped");
         }
         let transaction = client
             .transaction()
@@ -115,8 +116,11 @@ impl Plan {
                 .await
                 .map_err(during(statement.as_str()))
                 .map_err(explained)?;
+            failpoint!("cleanup.one-dropped");
         }
-        transaction.commit().await.map_err(during("ending the cleanup"))
+        transaction.commit().await.map_err(during("ending the cleanup"))?;
+        failpoint!("cleanup.side-done");
+        Ok(())
     }
 
     fn statements(&self) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! Heartbeat and marker rows on the source: written here, read back from the log by the decoder.
 
-use cdc_core::Result;
+use cdc_core::{Result, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -20,8 +20,9 @@ pub(crate) async fn beat(client: &Client, stream: &str, beat: i64) -> Result<()>
     client
         .execute_typed(BEAT, &[(&stream, Type::TEXT), (&beat, Type::INT8)])
         .await
-        .map(|_| ())
-        .map_err(during("writing the heartbeat row"))
+        .map_err(during("writing the heartbeat row"))?;
+    failpoint!("heartbeat.written", error);
+    Ok(())
 }
 
 /// Writes a marker row.
@@ -29,6 +30,7 @@ pub(crate) async fn mark(client: &Client, stream: &str, id: &str) -> Result<()> 
     client
         .execute_typed(MARK, &[(&stream, Type::TEXT), (&id, Type::TEXT)])
         .await
-        .map(|_| ())
-        .map_err(during("writing the marker row"))
+        .map_err(during("writing the marker row"))?;
+    failpoint!("marker.written", error);
+    Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cdc_core::seed::{BulkFormat, BulkLoader, TablePart};
-use cdc_core::{Action, BoxFuture, Error, Kind, Result, TableName};
+use cdc_core::{Action, BoxFuture, Error, Kind, Result, TableName, failpoint};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -146,8 +146,10 @@ impl Load {
                 return Err(self.refused(error));
             }
         };
+        failpoint!("seed.part-before-commit", error);
         match connection.simple_query("COMMIT").await {
             Ok(_) => {
+                failpoint!("seed.part-committed");
                 self.pool.put(connection);
                 Ok(Some(rows))
             }
@@ -177,9 +179,13 @@ impl Load {
             .ok_or_else(|| PgError::protocol("the server gave no transaction number"))?
             .to_owned();
         let mut copy = connection.copy_in(&self.statement()).await?;
+        failpoint!("seed.part-opened");
         loop {
             match chunks.recv().await {
-                Some(Input::Chunk(bytes)) => copy.send(&bytes).await?,
+                Some(Input::Chunk(bytes)) => {
+                    copy.send(&bytes).await?;
+                    failpoint!("seed.mid-copy");
+                }
                 Some(Input::Finish) => return Ok(Some((transaction, copy.finish().await?))),
                 None => {
                     copy.abort("the part was given up").await?;

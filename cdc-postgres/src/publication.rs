@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use cdc_core::engine::JobNames;
-use cdc_core::{Error, Kind, Result, TableName};
+use cdc_core::{Error, Kind, Result, TableName, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -62,6 +62,7 @@ pub(crate) async fn prepare_source(
         .await
         .map_err(during("preparing the session"))?;
     create_own_tables(client).await?;
+    failpoint!("source.tables-created", error);
     let wanted: Vec<TableName> = own_tables().chain(tables.iter().cloned()).collect();
     let publication = names.slot.as_str();
     match options(client, version, publication).await? {
@@ -74,6 +75,7 @@ pub(crate) async fn prepare_source(
                 wanted_options(version)
             );
             execute(client, &statement, first, publication).await?;
+            failpoint!("publication.created", error);
             add_tables(client, publication, rest).await
         }
         Some(existing) => {

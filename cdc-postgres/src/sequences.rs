@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use cdc_core::engine::{SequenceAdvance, SequenceState};
-use cdc_core::{Error, Kind, Result, TableName};
+use cdc_core::{Error, Kind, Result, TableName, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -153,6 +153,7 @@ pub(crate) async fn advance(
                 .await
                 .map_err(during("setting a sequence of the target"))
                 .map_err(|error| error.object(format!("sequence {}", state.name)))?;
+            failpoint!("sequences.one-set", error);
         }
         advanced.push(SequenceAdvance {
             sequence: state.name.clone(),
@@ -161,6 +162,7 @@ pub(crate) async fn advance(
             after: goal.map_or(target.state.last_value, |value| value.last_value),
         });
     }
+    failpoint!("sequences.set", error);
     Ok(advanced)
 }
 

@@ -4,7 +4,7 @@
 //! begin    nothing is sent yet
 //! apply    BEGIN · hold_fence · sets, COPY, statements    one flight
 //! apply    SAVEPOINT · …                                  one flight for each further part
-//! commit   store_checkpoint · COMMIT                      one flight
+//! commit   store_checkpoint · COMMIT                      one flight, never the same that takes the fence
 //! ```
 //!
 //! A flight is a pipeline that ends in one Sync: nothing in it waits for an answer, however many statements it has.
@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use cdc_core::plan::{ApplyPlan, Step};
 use cdc_core::sink::Applied;
-use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink};
+use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink, failpoint};
 
 use crate::catalog::qualified;
 use crate::config::Config;
@@ -94,6 +94,7 @@ impl PgSink {
             self.tables.forget();
         }
         self.progress = Progress::Asked;
+        failpoint!("sink.begun", error);
         Ok(())
     }
 
@@ -165,6 +166,7 @@ impl PgSink {
         match flight.finish(fed).await {
             Ok(applied) => {
                 self.tables.settle(true);
+                failpoint!("sink.applied", error);
                 Ok(applied)
             }
             Err(failure) => {
@@ -213,20 +215,17 @@ impl PgSink {
         if self.progress == Progress::None {
             return Err(Error::bug("a commit outside a target transaction"));
         }
+        if self.progress == Progress::Asked {
+            self.open_alone().await?;
+        }
+        failpoint!("sink.before-commit", error);
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
         self.doubt.begin();
-        let mut opening = Opening {
-            stream: &self.stream,
-            epoch: &self.epoch,
-            progress: &mut self.progress,
-        };
-        let fed = match opening.send_if_asked(&mut flight).await {
-            Ok(()) => feed_commit(&mut flight, checkpoint),
-            halted => halted,
-        };
+        let fed = feed_commit(&mut flight, checkpoint);
         let failure = match flight.finish(fed).await {
             Ok(_) => {
+                failpoint!("sink.committed");
                 self.progress = Progress::None;
                 self.doubt.end();
                 return Ok(CommitOutcome::Done);
@@ -247,6 +246,37 @@ impl PgSink {
             Failure::Own(error) => error,
             Failure::Count { .. } => Error::bug("rows were counted of a commit"),
         };
+        Err(match self.rollback_transaction().await {
+            Ok(()) => error,
+            Err(lost) => lost,
+        })
+    }
+
+    /// Opens a target transaction without data, and waits until it holds the fence. Sent in one flight with its
+    /// COMMIT, it could still be on its way when the connection breaks: whoever waits for the doubtful COMMIT would
+    /// find the fence free, and the checkpoint would move under the session that has read it.
+    async fn open_alone(&mut self) -> Result<()> {
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
+        let mut flight = Flight::begin(connection).await?;
+        let mut opening = Opening {
+            stream: &self.stream,
+            epoch: &self.epoch,
+            progress: &mut self.progress,
+        };
+        let fed = opening.send(&mut flight).await;
+        let Err(failure) = flight.finish(fed).await else {
+            return Ok(());
+        };
+        let lost = lost_connection(&failure);
+        let error = match failure {
+            Failure::Server { error, .. } => explained(error, &self.stream),
+            Failure::Own(error) => error,
+            Failure::Count { .. } => Error::bug("rows were counted of a beginning"),
+        };
+        if lost {
+            self.drop_connection();
+            return Err(error);
+        }
         Err(match self.rollback_transaction().await {
             Ok(()) => error,
             Err(lost) => lost,
@@ -357,6 +387,7 @@ async fn feed(
                 flight.once(&sql, Subject::Truncate { step: number }).await?;
             }
         }
+        failpoint!("sink.mid-apply");
     }
     Ok(())
 }

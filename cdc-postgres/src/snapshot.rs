@@ -12,12 +12,12 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use cdc_core::engine::JobNames;
 use cdc_core::seed::{BulkFormat, BulkReader, Snapshot, TablePart};
-use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName};
+use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName, failpoint};
 
 use crate::catalog::{column_list, qualified};
 use crate::config::Config;
 use crate::error::PgError;
-use crate::session::{Pool, connect};
+use crate::session::{Pool, connect, during};
 use crate::slot;
 use crate::walsender::{CreateSlot, SlotSnapshot, WalSender, WalSenderOptions};
 use crate::wire::copy_out::CopyOut;
@@ -86,9 +86,15 @@ pub(crate) async fn create(
         name: &name,
         temporary: !permanent,
         snapshot: SlotSnapshot::Export,
-        failover: false,
+        // A standby that synchronises slots can then take over as the source; without one it changes nothing.
+        failover: permanent && version.has(Feature::FailoverSlots) && !in_recovery(&client).await?,
     };
     let created = waiting::create_slot(&client, &mut walsender, &wanted).await?;
+    if permanent {
+        failpoint!("slot.created", error);
+    } else {
+        failpoint!("snapshot.taken-again", error);
+    }
     let snapshot = created
         .snapshot_name
         .ok_or_else(|| Error::bug("a slot without the snapshot asked for"))?;
@@ -102,6 +108,15 @@ pub(crate) async fn create(
         version,
         walsender,
     })
+}
+
+/// Whether the server is a standby: it cannot make a slot for its own standbys.
+async fn in_recovery(client: &tokio_postgres::Client) -> Result<bool> {
+    let row = client
+        .query_typed_one("SELECT pg_is_in_recovery()", &[])
+        .await
+        .map_err(during("asking whether the source is a standby"))?;
+    Ok(row.get(0))
 }
 
 /// A name of its own for each process and call, within the 63 bytes that a slot's name may have.
@@ -257,9 +272,7 @@ impl PgSnapshot {
                 &[(&pid, tokio_postgres::types::Type::INT4)],
             )
             .await
-            .map_err(crate::session::during(
-                "looking for the session that holds the snapshot",
-            ))?;
+            .map_err(during("looking for the session that holds the snapshot"))?;
         match row {
             Some(_) => Ok(()),
             None => Err(snapshot_gone(&self.shared.snapshot)),

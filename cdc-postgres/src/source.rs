@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cdc_core::engine::JobNames;
 use cdc_core::source::{Decoder, Source, StreamStart};
-use cdc_core::{Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity};
+use cdc_core::{Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity, failpoint};
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
@@ -17,7 +17,7 @@ use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::slot_state::{SEED_AGAIN, SlotState};
 use crate::walsender::{Frame, PgoutputOptions, WalSender, WalSenderOptions, parse_frame, split_frames};
-use crate::wire::Feature;
+use crate::wire::{Feature, silence};
 
 pub(crate) use tail::tail;
 
@@ -31,6 +31,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long the slot may stay in use before the attempt is given up.
 const IN_USE_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
+/// A stream that was not read for longer waits for room here: its silence tells nothing.
+const READ_LATELY: Duration = Duration::from_secs(1);
 /// How long the server may take to end the stream.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -51,6 +53,10 @@ pub struct PgSource {
     durable: Lsn,
     /// whether a frame has come since the last status update
     heard: bool,
+    /// since when reads have found nothing
+    silent_since: Instant,
+    /// when frames were last asked for
+    last_read: Instant,
 }
 
 impl PgSource {
@@ -79,6 +85,8 @@ impl PgSource {
             received: Lsn::ZERO,
             durable: Lsn::ZERO,
             heard: false,
+            silent_since: Instant::now(),
+            last_read: Instant::now(),
         })
     }
 
@@ -124,6 +132,8 @@ impl PgSource {
         self.received = from;
         self.durable = from;
         self.heard = false;
+        self.silent_since = Instant::now();
+        failpoint!("stream.started", error);
         Ok(decoder)
     }
 
@@ -194,9 +204,24 @@ impl PgSource {
         let sender = self.sender.as_mut().ok_or_else(not_open)?;
         // What is durable has been received, also when it was in the session before.
         let written = self.received.max(self.durable);
+        failpoint!("confirm.before", error);
         sender
             .try_send_status(written, self.durable, self.durable, want_answer)
             .await?;
+        failpoint!("confirm.sent", error);
+        Ok(())
+    }
+
+    /// A server that was asked for a word in every silence and is read from all the time, but says nothing for long,
+    /// is at work on something large or out of reach.
+    async fn expect_work(&mut self) -> Result<()> {
+        let is_read = self.last_read.elapsed() < READ_LATELY;
+        let sender = self.sender.as_ref().ok_or_else(not_open)?;
+        if !is_read || self.silent_since.elapsed() < silence::patience() {
+            return Ok(());
+        }
+        sender.connection().as_silent().expect_work().await?;
+        self.silent_since = Instant::now();
         Ok(())
     }
 
@@ -273,6 +298,10 @@ impl Source for PgSource {
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let begin = chunk.bytes.len();
+            if self.last_read.elapsed() >= READ_LATELY {
+                self.silent_since = Instant::now();
+            }
+            self.last_read = Instant::now();
             let sender = self.sender.as_mut().ok_or_else(not_open)?;
             let read = sender.read_frames(&mut chunk.bytes, CHUNK_BYTES).await;
             if let Err(error) = read {
@@ -281,6 +310,7 @@ impl Source for PgSource {
             // From here on nothing waits, so that dropping the call loses no frame.
             chunk.received = Some(Instant::now());
             self.heard = true;
+            self.silent_since = Instant::now();
             if self.look_at(chunk.bytes.get(begin..).unwrap_or_default())? {
                 self.report(false).await?;
             }
@@ -296,7 +326,8 @@ impl Source for PgSource {
             // Our updates keep the server from sending keepalives of its own, so in a silence we ask for one: it
             // tells how far the log is.
             let silent = !std::mem::replace(&mut self.heard, false);
-            self.report(silent).await
+            self.report(silent).await?;
+            self.expect_work().await
         })
     }
 

@@ -17,6 +17,7 @@ mod attempts;
 pub(crate) mod channel;
 mod login;
 pub(crate) mod session;
+pub(crate) mod silence;
 
 #[cfg(test)]
 pub(crate) mod fake;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -16,17 +16,34 @@ use crate::watchdog::Watchdog;
 /// A command that runs the `cdc-sync` binary which `CDC_SYNC_BIN` names, with nothing of the caller's own
 /// connection settings: `PG*` and `CDC_SYNC_*` variables are removed.
 pub fn cdc_sync() -> Result<Command> {
-    let binary = std::env::var_os("CDC_SYNC_BIN")
+    command_of("CDC_SYNC_BIN")
+}
+
+/// The same for the binary with named failpoints, which `CDC_SYNC_FAILPOINTS_BIN` names.
+pub fn cdc_sync_with_failpoints() -> Result<Command> {
+    command_of("CDC_SYNC_FAILPOINTS_BIN")
+}
+
+/// The binary that an environment variable names.
+pub fn binary(variable: &str) -> Result<PathBuf> {
+    let path = std::env::var_os(variable)
         .filter(|path| !path.is_empty())
-        .context(
-            "CDC_SYNC_BIN must name the cdc-sync binary to test; `cargo xtask test` builds it and sets it",
-        )?;
+        .map(PathBuf::from)
+        .with_context(|| {
+            format!(
+                "{variable} must name the cdc-sync binary to test; `cargo xtask test` builds it and sets it"
+            )
+        })?;
     ensure!(
-        Path::new(&binary).is_file(),
-        "CDC_SYNC_BIN names {}, which is no file",
-        Path::new(&binary).display()
+        path.is_file(),
+        "{variable} names {}, which is no file",
+        path.display()
     );
-    let mut command = Command::new(binary);
+    Ok(path)
+}
+
+fn command_of(variable: &str) -> Result<Command> {
+    let mut command = Command::new(binary(variable)?);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("PG") || text.starts_with("CDC_SYNC_") {

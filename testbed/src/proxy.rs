@@ -3,6 +3,8 @@
 //! Each direction of each connection has a reader and a writer thread with a bounded queue between them, so a
 //! delay adds latency without taking bandwidth, and a frozen proxy pushes back like a full network buffer.
 
+mod aim;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,6 +14,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+use aim::Trace;
+pub use aim::{Act, Aim, Passed, Place};
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
@@ -47,11 +52,35 @@ struct State {
     refusing: bool,
     ended: bool,
     delay: Duration,
-    /// Both ends of each open connection.
-    connections: HashMap<u64, (TcpStream, TcpStream)>,
+    connections: HashMap<u64, Link>,
     next_id: u64,
+    /// The aim under way, and its number.
+    aim: Option<(u64, Aim)>,
+    aims: u64,
+    hit: bool,
+    /// What has passed both ways on the connection that was aimed at.
+    passed: [Passed; 2],
     to_server: Flow,
     to_client: Flow,
+}
+
+/// An open connection.
+struct Link {
+    client: TcpStream,
+    server: TcpStream,
+    trace: Trace,
+    /// Whether it passes nothing.
+    frozen: bool,
+    /// Whether what goes to the server is held back, and nothing goes to the client any more.
+    held: bool,
+}
+
+impl Link {
+    fn close(&self) {
+        // An end that is closed already is what we want.
+        let _ = self.client.shutdown(Shutdown::Both);
+        let _ = self.server.shutdown(Shutdown::Both);
+    }
 }
 
 /// What went one way.
@@ -70,12 +99,79 @@ impl State {
     }
 
     fn cut_all(&mut self) {
-        for (_, (client, server)) in self.connections.drain() {
-            // An end that is closed already is what we want.
-            let _ = client.shutdown(Shutdown::Both);
-            let _ = server.shutdown(Shutdown::Both);
+        for (_, link) in self.connections.drain() {
+            link.close();
         }
     }
+
+    /// How much of `bytes` may pass on a connection before the place that is aimed at, which it does then; and whether
+    /// the place is reached.
+    fn pass(&mut self, id: u64, direction: Direction, bytes: &[u8]) -> (usize, bool) {
+        let Some(link) = self.connections.get_mut(&id) else {
+            return (0, false);
+        };
+        let Some((number, aim)) = self.aim else {
+            link.trace.pass(direction, bytes);
+            return (bytes.len(), false);
+        };
+        let mut begin = 0;
+        if direction == Direction::ToServer
+            && let Some(end) = link.trace.find(number, aim.text, bytes)
+        {
+            begin = end;
+            if let Some((number, aim)) = self.aim.as_mut().filter(|(_, aim)| aim.skip > 0) {
+                aim.skip -= 1;
+                // For the next connections it is another aim.
+                self.aims += 1;
+                *number = self.aims;
+            }
+        }
+        if !link.trace.is_found(number) || self.aim.is_none_or(|(now, _)| now != number) {
+            link.trace.pass(direction, bytes.get(begin..).unwrap_or_default());
+            return (bytes.len(), false);
+        }
+        let rest = bytes.get(begin..).unwrap_or_default();
+        let place = if direction == aim.direction {
+            aim.place
+        } else {
+            Place::Nowhere
+        };
+        let (room, reached) = link.trace.pass_to(direction, rest, place);
+        self.passed = [Direction::ToServer, Direction::ToClient].map(|way| link.trace.passed(way));
+        (begin + room, reached)
+    }
+
+    /// Does to a connection that is at its place what was aimed to.
+    fn strike(&mut self, id: u64) {
+        let Some((_, aim)) = self.aim.take() else { return };
+        self.hit = true;
+        match aim.act {
+            Act::Cut => {
+                if let Some(link) = self.connections.remove(&id) {
+                    link.close();
+                }
+            }
+            Act::Freeze => {
+                if let Some(link) = self.connections.get_mut(&id) {
+                    link.frozen = true;
+                }
+            }
+            Act::Hold => {
+                if let Some(link) = self.connections.get_mut(&id) {
+                    link.held = true;
+                    let _ = link.client.shutdown(Shutdown::Both);
+                }
+            }
+        }
+    }
+}
+
+/// Whether bytes may pass.
+enum Admission {
+    /// The connection was cut.
+    Never,
+    /// So many; `true` when it is then at the place that is aimed at.
+    Now(usize, bool),
 }
 
 impl Shared {
@@ -88,17 +184,20 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until a chunk that arrived at `arrived` may go on, and returns how much of it may, counting it;
-    /// `None` when its connection was cut.
-    fn admit(&self, id: u64, direction: Direction, arrived: Instant, length: usize) -> Option<usize> {
+    /// Waits until a chunk that arrived at `arrived` may go on, and tells how much of it may, counting it.
+    fn admit(&self, id: u64, direction: Direction, arrived: Instant, bytes: &[u8]) -> Admission {
         let mut state = self.lock();
         loop {
-            if !state.connections.contains_key(&id) {
-                return None;
+            let Some(link) = state.connections.get(&id) else {
+                return Admission::Never;
+            };
+            if link.held && direction == Direction::ToClient {
+                return Admission::Never;
             }
+            let stays = state.frozen || link.frozen || link.held;
             let due = arrived + state.delay;
             let wait = due.saturating_duration_since(Instant::now());
-            if state.frozen {
+            if stays {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             } else if !wait.is_zero() {
                 state = self
@@ -111,11 +210,12 @@ impl Shared {
             }
         }
         let flow = state.flow(direction);
-        let room = flow.cut_at.map_or(length, |at| {
-            usize::try_from(at.saturating_sub(flow.bytes)).map_or(length, |room| room.min(length))
+        let room = flow.cut_at.map_or(bytes.len(), |at| {
+            usize::try_from(at.saturating_sub(flow.bytes)).map_or(bytes.len(), |room| room.min(bytes.len()))
         });
-        flow.bytes += room as u64;
-        Some(room)
+        let (room, reached) = state.pass(id, direction, bytes.get(..room).unwrap_or_default());
+        state.flow(direction).bytes += room as u64;
+        Admission::Now(room, reached)
     }
 
     /// Cuts everything if the limit of [`Proxy::cut_after`] is reached.
@@ -176,6 +276,35 @@ impl Proxy {
         self.shared.change(|state| state.frozen = false);
     }
 
+    /// Hits the next connection that fits, in place of what was aimed at before.
+    pub fn aim(&self, aim: Aim) {
+        self.shared.change(|state| {
+            state.aims += 1;
+            state.aim = Some((state.aims, aim));
+            state.hit = false;
+            state.passed = Default::default();
+        });
+    }
+
+    /// Whether the aim has been hit.
+    pub fn has_hit(&self) -> bool {
+        self.shared.lock().hit
+    }
+
+    /// What has passed to the server and to the client on the connection that is aimed at.
+    pub fn passed(&self) -> [Passed; 2] {
+        self.shared.lock().passed
+    }
+
+    /// Lets the server have what [`Act::Hold`] held back.
+    pub fn release(&self) {
+        self.shared.change(|state| {
+            for link in state.connections.values_mut() {
+                link.held = false;
+            }
+        });
+    }
+
     /// Adds latency, each way.
     pub fn delay(&self, delay: Duration) {
         self.shared.change(|state| state.delay = delay);
@@ -233,7 +362,13 @@ fn join(client: TcpStream, upstream: u16, shared: &Arc<Shared>) -> std::io::Resu
     let server = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    let ends = (client.try_clone()?, server.try_clone()?);
+    let link = Link {
+        client: client.try_clone()?,
+        server: server.try_clone()?,
+        trace: Trace::default(),
+        frozen: false,
+        held: false,
+    };
     let (client_out, server_out) = (client.try_clone()?, server.try_clone()?);
     let id = {
         let mut state = shared.lock();
@@ -242,7 +377,7 @@ fn join(client: TcpStream, upstream: u16, shared: &Arc<Shared>) -> std::io::Resu
         }
         state.next_id += 1;
         let id = state.next_id;
-        state.connections.insert(id, ends);
+        state.connections.insert(id, link);
         id
     };
     let up = pump(id, Direction::ToServer, client, server_out, shared);
@@ -254,9 +389,8 @@ fn join(client: TcpStream, upstream: u16, shared: &Arc<Shared>) -> std::io::Resu
             let _ = way.join();
         }
         shared.change(|state| {
-            if let Some((client, server)) = state.connections.remove(&id) {
-                let _ = client.shutdown(Shutdown::Both);
-                let _ = server.shutdown(Shutdown::Both);
+            if let Some(link) = state.connections.remove(&id) {
+                link.close();
             }
         });
     });
@@ -297,13 +431,22 @@ fn write(
     shared: &Shared,
 ) {
     while let Ok((arrived, bytes)) = receiver.recv() {
-        let Some(room) = shared.admit(id, direction, arrived, bytes.len()) else {
-            return;
-        };
-        let written = to.write_all(bytes.get(..room).unwrap_or_default());
-        shared.cut_if_due(direction);
-        if written.is_err() || room < bytes.len() {
-            break;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let Admission::Now(room, reached) = shared.admit(id, direction, arrived, rest) else {
+                return;
+            };
+            let (now, later) = rest.split_at_checked(room).unwrap_or((rest, &[]));
+            let written = to.write_all(now);
+            rest = later;
+            if reached {
+                shared.change(|state| state.strike(id));
+            }
+            shared.cut_if_due(direction);
+            if written.is_err() {
+                let _ = to.shutdown(Shutdown::Write);
+                return;
+            }
         }
     }
     // A half-closed connection stays so on the other side.

@@ -53,6 +53,16 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
     )?;
     let binary = workspace.release_binary("cdc-sync");
     ensure!(binary.is_file(), "the release build left no {}", binary.display());
+    let build = [
+        "build",
+        "-p",
+        "cdc-sync",
+        "--features",
+        "failpoints",
+        "--profile",
+        "failpoints",
+    ];
+    steps.command("binary with failpoints", &mut workspace.cargo(build))?;
     // The tests run them as programs.
     steps.command(
         "examples",
@@ -67,6 +77,10 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
     let mut live_tests = only(&["--test", "*"]);
     live_tests
         .env("CDC_SYNC_BIN", &binary)
+        .env(
+            "CDC_SYNC_FAILPOINTS_BIN",
+            workspace.binary("failpoints", "cdc-sync"),
+        )
         .env(testbed::TIER, if args.all { "all" } else { "quick" });
     steps.tests("live tests", 1, &mut live_tests)?;
     Ok(())

@@ -59,7 +59,12 @@ impl Workspace {
 
     /// Where a release build puts a program.
     pub(crate) fn release_binary(&self, name: &str) -> PathBuf {
-        self.target_directory.join("release").join(name)
+        self.binary("release", name)
+    }
+
+    /// Where a build of this profile puts a program.
+    pub(crate) fn binary(&self, profile: &str, name: &str) -> PathBuf {
+        self.target_directory.join(profile).join(name)
     }
 }
 

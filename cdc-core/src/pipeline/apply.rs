@@ -18,6 +18,7 @@ use crate::BoxFuture;
 use crate::batch::Batch;
 use crate::conflict::{Conflict, ConflictHandler, Policy};
 use crate::error::{Action, Error, Kind, Result};
+use crate::failpoint;
 use crate::model::Position;
 use crate::plan::{ApplyPlan, PlanMode, PlannedTable, Planner, Step, TargetCatalog, TargetTable, TxnGroup};
 use crate::sink::{Applied, Checkpoint, CommitOutcome, Sink};
@@ -123,7 +124,10 @@ impl ApplyStage {
         }
         self.idle_stored = Instant::now();
         self.begin()?;
-        self.commit()
+        failpoint!("idle.before-store", error);
+        self.commit()?;
+        failpoint!("idle.stored", error);
+        Ok(())
     }
 
     fn apply(&mut self, mut plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cdc_core::{Error, Kind, Result, TableName};
+use cdc_core::{Error, Kind, Result, TableName, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -59,7 +59,9 @@ pub(super) async fn before_data(config: &Config, statements: &[Statement<'_>]) -
             refused.push(refusal(*statement, &error));
         }
     }
+    failpoint!("schema.before-commit", error);
     batch(&client, "COMMIT").await?;
+    failpoint!("schema.created", error);
     warn_refused(&refused);
     tracing::info!(
         statements = statements.len(),
@@ -117,6 +119,14 @@ pub(super) async fn after_data(config: &Config, statements: &[Statement<'_>], st
             execute(second, *statement, &mut Vec::new()).await?;
         }
         done += 1;
+        if stage == Stage::Rest {
+            failpoint!("foreign-keys.one-added", error);
+        }
+    }
+    if stage == Stage::Rest {
+        failpoint!("foreign-keys.added", error);
+    } else {
+        failpoint!("indexes.built", error);
     }
     warn_refused(&refused);
     Ok(())
@@ -139,6 +149,7 @@ impl Run<'_> {
             };
             progress(*statement, self.before + place, self.of);
             execute(client, *statement, &mut Vec::new()).await?;
+            failpoint!("indexes.one-built", error);
         }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) async fn tail(
         received: Lsn::ZERO,
         durable: Lsn::ZERO,
         heard: false,
+        silent_since: std::time::Instant::now(),
+        last_read: std::time::Instant::now(),
     };
     let mut sender = WalSender::connect(config, &source.options).await?;
     let (publication, from) = match cursor {

@@ -2,7 +2,7 @@
 
 use cdc_core::engine::{SeedPhase, SeedTable, StreamState};
 use cdc_core::model::ChangeCounts;
-use cdc_core::{Checkpoint, Error, Kind, Position, Result, SourceIdentity, TableName};
+use cdc_core::{Checkpoint, Error, Kind, Position, Result, SourceIdentity, TableName, failpoint};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Transaction};
 
@@ -190,10 +190,13 @@ pub(crate) async fn start(
         .execute("DELETE FROM cdc_sync.slot_intent WHERE stream = $1", &[stream])
         .await
         .map_err(during("storing the first checkpoint"))?;
+    failpoint!("checkpoint.before-first", error);
     transaction
         .commit()
         .await
-        .map_err(during("storing the first checkpoint"))
+        .map_err(during("storing the first checkpoint"))?;
+    failpoint!("checkpoint.first", error);
+    Ok(())
 }
 
 async fn write_seed(transaction: &Transaction<'_>, stream: &str, seed: &SeedTable) -> Result<()> {
@@ -230,10 +233,19 @@ pub(crate) async fn store_seed(
             .map_err(|error| error.object(seed.table.to_string()))?;
     }
     write_seed(&transaction, stream, seed).await?;
+    if !empties {
+        failpoint!("seed.before-live", error);
+    }
     transaction
         .commit()
         .await
-        .map_err(during("storing the seed's progress"))
+        .map_err(during("storing the seed's progress"))?;
+    if empties {
+        failpoint!("seed.table-begun", error);
+    } else {
+        failpoint!("seed.table-live", error);
+    }
+    Ok(())
 }
 
 /// Empties a table. One that foreign keys of others refer to cannot be truncated by itself, whatever the session's
@@ -269,7 +281,9 @@ pub(crate) async fn begin_schema(client: &mut Client, stream: &str, epoch: i64) 
         .execute(sql, &[&stream])
         .await
         .map_err(during(doing))?;
-    transaction.commit().await.map_err(during(doing))
+    transaction.commit().await.map_err(during(doing))?;
+    failpoint!("schema.begun", error);
+    Ok(())
 }
 
 /// Notes that the schema is complete.
@@ -283,5 +297,7 @@ pub(crate) async fn finish_schema(client: &mut Client, stream: &str, epoch: i64)
     transaction
         .commit()
         .await
-        .map_err(during("storing that the schema is complete"))
+        .map_err(during("storing that the schema is complete"))?;
+    failpoint!("schema.finished", error);
+    Ok(())
 }

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::Fence;
-use cdc_core::{Action, BoxFuture, Error, Kind, Result};
+use cdc_core::{Action, BoxFuture, Error, Kind, Result, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -45,7 +45,9 @@ pub(crate) struct PgFence {
 pub(crate) async fn take(config: &Config, stream: &str, timeout: Duration) -> Result<PgFence> {
     let control = connect(config, CONTROL_SETTINGS).await?;
     wait_for_predecessor(&control, stream, timeout).await?;
+    failpoint!("fence.locked");
     let epoch = raise_epoch(config, &control, stream, timeout).await?;
+    failpoint!("fence.raised");
     Ok(PgFence {
         config: config.clone(),
         control,

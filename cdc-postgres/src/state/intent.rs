@@ -1,7 +1,7 @@
 //! The word, given before a slot is created, that it will be this target's: until the first checkpoint names the slot,
 //! nothing else tells it from one of the same name that another target's job reads.
 
-use cdc_core::{Result, SourceIdentity};
+use cdc_core::{Result, SourceIdentity, failpoint};
 use tokio_postgres::Client;
 
 use super::checkpoint::fenced;
@@ -43,5 +43,7 @@ pub(crate) async fn store(
             .await
             .map_err(during(doing))?;
     }
-    transaction.commit().await.map_err(during(doing))
+    transaction.commit().await.map_err(during(doing))?;
+    failpoint!("slot.intended", error);
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Creating schema `cdc_sync` on the target.
 
 use cdc_core::sink::CHECKPOINT_FORMAT;
-use cdc_core::{Error, Kind, Result};
+use cdc_core::{Error, Kind, Result, failpoint};
 use tokio_postgres::Client;
 
 use crate::error::{PgError, SqlState};
@@ -142,6 +142,7 @@ pub(crate) async fn prepare(client: &Client) -> Result<()> {
         return Err(during("creating schema cdc_sync on the target")(error)
             .remedy("grant CREATE on the target database to the role of cdc-sync"));
     }
+    failpoint!("state.created");
     Ok(())
 }
 

@@ -3,18 +3,21 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::attempts::{Attempt, Attempts};
 use super::connection::Connection;
 use super::session::{self, Purpose};
-use super::stream::{self, Stream};
+use super::silence::{self, Owed, Silent};
+use super::stream::{self, Encryption, Stream};
 use crate::config::{self, Config, TargetSessionAttrs};
 use crate::error::{Kind, PgError};
 
@@ -50,6 +53,7 @@ async fn try_once(
             .await;
     }
     let stream = stream::open(config, &attempt.endpoint, attempt.encryption).await?;
+    let owed = Owed::new();
     let mut settings = tokio_postgres::Config::new();
     settings
         .user(config.user())
@@ -69,19 +73,58 @@ async fn try_once(
         settings.password(password);
     }
     let (client, connection) = settings
-        .connect_raw(stream, Bind)
+        .connect_raw(stream, Bind(owed.clone()))
         .await
         .map_err(|error| login_error(error, config, attempt))?;
     let version = connection
         .parameter("server_version")
         .and_then(super::ServerVersion::parse);
-    let driver = tokio::spawn(async move { connection.await.map_err(PgError::from) });
+    let (tell_pid, pid) = oneshot::channel();
+    let silent = (config.clone(), attempt.endpoint.clone(), attempt.encryption);
+    let driver = tokio::spawn(drive(connection, owed, silent, pid));
     // The library takes text for UTF-8: its sessions keep that encoding, and read no values of tables.
     let after = version.and_then(|version| session::after_startup(version, &Purpose::Sql, None));
     if let Some(sql) = after {
         client.batch_execute(&sql).await?;
     }
+    let row = client
+        .query_typed_one("SELECT pg_catalog.pg_backend_pid()", &[])
+        .await?;
+    // The driver has ended if nobody takes it.
+    let _ = tell_pid.send(row.get(0));
     Ok((client, driver))
+}
+
+/// Drives a client, and asks the server by another connection when it owes an answer and says nothing.
+async fn drive(
+    connection: impl Future<Output = Result<(), tokio_postgres::Error>>,
+    owed: Owed,
+    (config, endpoint, encryption): (config::Config, config::Endpoint, Encryption),
+    mut pid: oneshot::Receiver<i32>,
+) -> Result<(), PgError> {
+    let mut connection = pin!(connection);
+    let mut backend_pid = None;
+    loop {
+        match timeout(silence::patience() / 4, &mut connection).await {
+            Ok(ended) => return ended.map_err(PgError::from),
+            Err(_) if owed.silence().is_none_or(|silence| silence < silence::patience()) => continue,
+            Err(_) => {}
+        }
+        if backend_pid.is_none() {
+            backend_pid = pid.try_recv().ok();
+        }
+        // Without its number it has not logged in yet, for which there is a limit of its own.
+        if let Some(backend_pid) = backend_pid {
+            let silent = Silent {
+                config: config.clone(),
+                endpoint: endpoint.clone(),
+                encryption,
+                backend_pid,
+            };
+            silent.expect_work().await?;
+            owed.forgive();
+        }
+    }
 }
 
 /// What the library itself refuses while it logs in is about the login: a missing password, an unknown method.
@@ -97,7 +140,7 @@ fn login_error(error: tokio_postgres::Error, config: &Config, attempt: &Attempt)
 }
 
 /// Gives tokio-postgres the stream as it is.
-struct Bind;
+struct Bind(Owed);
 
 impl TlsConnect<Stream> for Bind {
     type Stream = Bound;
@@ -105,12 +148,12 @@ impl TlsConnect<Stream> for Bind {
     type Future = Ready<Result<Bound, Infallible>>;
 
     fn connect(self, stream: Stream) -> Self::Future {
-        ready(Ok(Bound(stream)))
+        ready(Ok(Bound(stream, self.0)))
     }
 }
 
-/// A stream that tells what SCRAM can be bound to.
-struct Bound(Stream);
+/// A stream that tells what SCRAM can be bound to, and keeps account of what the server owes.
+struct Bound(Stream, Owed);
 
 impl TlsStream for Bound {
     fn channel_binding(&self) -> ChannelBinding {
@@ -123,25 +166,25 @@ impl TlsStream for Bound {
 
 impl AsyncRead for Bound {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+        let Bound(stream, owed) = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(stream).poll_read(cx, buf);
+        let read = buf.filled().get(before..).unwrap_or_default();
+        if !read.is_empty() {
+            owed.read(read);
+        }
+        polled
     }
 }
 
 impl AsyncWrite for Bound {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        let Bound(stream, owed) = self.get_mut();
+        let polled = Pin::new(stream).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = &polled {
+            owed.wrote(buf.get(..*written).unwrap_or_default());
+        }
+        polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::attempts::{Attempt, Attempts, limited};
 use super::channel::{Channel, Incoming, MAX_MESSAGE};
@@ -17,6 +18,7 @@ use super::notice;
 use super::pipeline::Pipeline;
 use super::rows::{self, QueryResult, Row};
 use super::session::{self, Purpose};
+use super::silence::{self, Silent};
 use super::stream::{self, Encryption, Stream};
 use super::version::{Feature, ServerVersion};
 use crate::config::{Config, Endpoint, TargetSessionAttrs};
@@ -326,14 +328,33 @@ impl Connection {
     /// The same, CopyBothResponse included.
     pub(crate) async fn receive_any(&mut self) -> Result<Incoming, PgError> {
         loop {
-            let message = self
-                .channel
-                .receive()
-                .await
-                .inspect_err(|_| self.debts.torn = true)?;
+            let received = match timeout(silence::patience(), self.channel.receive()).await {
+                Ok(received) => received,
+                Err(_) => {
+                    self.expect_work().await?;
+                    continue;
+                }
+            };
+            let message = received.inspect_err(|_| self.debts.torn = true)?;
             if let Some(message) = self.sift(message)? {
                 return Ok(message);
             }
+        }
+    }
+
+    /// The server has said nothing for [`silence::patience`]: an error unless it is at work.
+    pub(super) async fn expect_work(&mut self) -> Result<(), PgError> {
+        let asked = self.as_silent().expect_work();
+        asked.await.inspect_err(|_| self.debts.torn = true)
+    }
+
+    /// What is needed to ask the server about this session.
+    pub(crate) fn as_silent(&self) -> Silent {
+        Silent {
+            config: self.config.clone(),
+            endpoint: self.endpoint.clone(),
+            encryption: self.encryption,
+            backend_pid: self.session.backend_pid,
         }
     }
 
@@ -412,24 +433,30 @@ impl Connection {
         mut more: &[u8],
         mut on_message: impl FnMut(&mut Connection, Message) -> Result<(), PgError>,
     ) -> Result<(), PgError> {
-        let result = poll_fn(|cx| {
-            loop {
-                while let Some(message) = self.channel.buffered()? {
-                    match self.sift(message)? {
-                        Some(Incoming::Known(message)) => on_message(self, message)?,
-                        Some(_) => return Poll::Ready(Err(self.out_of_step("an ordinary command"))),
-                        None => {}
+        let result = loop {
+            let pumping = poll_fn(|cx| {
+                loop {
+                    while let Some(message) = self.channel.buffered()? {
+                        match self.sift(message)? {
+                            Some(Incoming::Known(message)) => on_message(self, message)?,
+                            Some(_) => return Poll::Ready(Err(self.out_of_step("an ordinary command"))),
+                            None => {}
+                        }
+                    }
+                    let written = self.channel.poll_drain_with(cx, &mut more);
+                    match (written, self.channel.poll_fill(cx)) {
+                        (_, Poll::Ready(read)) => read?,
+                        (Poll::Ready(()), Poll::Pending) => return Poll::Ready(Ok(())),
+                        (Poll::Pending, Poll::Pending) => return Poll::Pending,
                     }
                 }
-                let written = self.channel.poll_drain_with(cx, &mut more);
-                match (written, self.channel.poll_fill(cx)) {
-                    (_, Poll::Ready(read)) => read?,
-                    (Poll::Ready(()), Poll::Pending) => return Poll::Ready(Ok(())),
-                    (Poll::Pending, Poll::Pending) => return Poll::Pending,
-                }
+            });
+            match timeout(silence::patience(), pumping).await {
+                Ok(result) => break result,
+                // It is little that is written at once: after this time the server has not taken it.
+                Err(_) => self.expect_work().await?,
             }
-        })
-        .await;
+        };
         result.inspect_err(|error: &PgError| self.debts.torn |= error.is_fatal())
     }
 }

@@ -10,6 +10,7 @@ use bytes::{Buf, BytesMut};
 use postgres_protocol::message::backend::Message;
 
 use super::connection::Connection;
+use super::silence;
 use crate::error::PgError;
 
 /// The bytes before the content of a CopyData message: tag and length.
@@ -81,14 +82,19 @@ impl CopyOut {
     }
 
     async fn fill(&mut self) -> Result<(), PgError> {
-        let channel = self.connection.channel();
-        poll_fn(|cx| {
-            // Nothing waits to be written, but an answer to the server's TLS may.
-            match channel.poll_drain(cx) {
-                Poll::Ready(()) | Poll::Pending => channel.poll_fill(cx),
+        loop {
+            let channel = self.connection.channel();
+            let filling = poll_fn(|cx| {
+                // Nothing waits to be written, but an answer to the server's TLS may.
+                match channel.poll_drain(cx) {
+                    Poll::Ready(()) | Poll::Pending => channel.poll_fill(cx),
+                }
+            });
+            match tokio::time::timeout(silence::patience(), filling).await {
+                Ok(filled) => return filled,
+                Err(_) => self.connection.expect_work().await?,
             }
-        })
-        .await
+        }
     }
 
     /// A message that is not a row.

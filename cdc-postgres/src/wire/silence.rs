@@ -1,0 +1,273 @@
+//! A server that owes an answer and says nothing: at work, or out of reach without a sign of it?
+//!
+//! TCP notices a machine that is gone ([`super::stream`]). It does not notice a peer that takes every byte and passes
+//! nothing on: a hung proxy, a stopped process, a load balancer that forgot the connection. So after [`patience`] the
+//! server is asked by another connection what the session does. At work, it is waited for, however long it takes; gone
+//! or itself waiting for us, it never answers.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::session::Purpose;
+use super::stream::{self, Encryption};
+use crate::config::{Config, Endpoint};
+use crate::error::PgError;
+
+/// How long a connection that owes an answer may say nothing before the server is asked.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(60)
+}
+
+/// The same, shorter where a test asks for it.
+#[cfg(feature = "failpoints")]
+pub(crate) fn patience() -> Duration {
+    static PATIENCE: std::sync::LazyLock<Duration> = std::sync::LazyLock::new(|| {
+        let told = std::env::var("CDC_SYNC_PATIENCE_MS").ok();
+        told.and_then(|ms| ms.parse().ok())
+            .map_or(Duration::from_secs(60), Duration::from_millis)
+    });
+    *PATIENCE
+}
+
+/// How long the other connection and its question may take.
+const ASKING: Duration = Duration::from_secs(10);
+/// Between two looks: a server that just answers is seen waiting for the next command.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The session of which an answer is awaited.
+#[derive(Clone, Debug)]
+pub(crate) struct Silent {
+    pub(crate) config: Config,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) encryption: Encryption,
+    pub(crate) backend_pid: i32,
+}
+
+impl Silent {
+    /// Returns when the server is at work on what it was told.
+    ///
+    /// # Errors
+    /// When no answer is to come: the server cannot be reached, has ended the session, or waits for us. A session that
+    /// waits for us is ended, so that it lets go of its locks.
+    ///
+    /// Boxed, because the other connection may come to the same.
+    pub(crate) fn expect_work(self) -> Pin<Box<dyn Future<Output = Result<(), PgError>> + Send>> {
+        Box::pin(async move { self.ask().await })
+    }
+
+    async fn ask(&self) -> Result<(), PgError> {
+        let seconds = patience().as_secs_f32();
+        let lost = |why: &str| {
+            PgError::timeout(format!(
+                "{} has said nothing for {seconds} s: {why}",
+                self.endpoint
+            ))
+        };
+        match tokio::time::timeout(ASKING, self.look()).await {
+            Ok(Ok(State::AtWork)) => Ok(()),
+            Ok(Ok(State::Gone)) => Err(lost("its session has ended")),
+            Ok(Ok(State::Waits)) => Err(lost("it waits for us, so something between us got lost")),
+            Ok(Err(error)) => Err(lost(&format!(
+                "asking it by another connection failed: {}",
+                error.message
+            ))),
+            Err(_) => Err(lost("it does not answer another connection either")),
+        }
+    }
+
+    async fn look(&self) -> Result<State, PgError> {
+        let stream = stream::open(&self.config, &self.endpoint, self.encryption).await?;
+        let mut asking = Connection::log_in(
+            stream,
+            &self.config,
+            &self.endpoint,
+            self.encryption,
+            &Purpose::Sql,
+            &[],
+        )
+        .await?;
+        let mut state = self.state(&mut asking).await?;
+        if state == State::Waits {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            state = self.state(&mut asking).await?;
+        }
+        if state == State::Waits {
+            let end = format!("SELECT pg_catalog.pg_terminate_backend({})", self.backend_pid);
+            // Where the right is missing, the server's own limits end it.
+            let _ = asking.simple_query(&end).await;
+        }
+        asking.close().await;
+        Ok(state)
+    }
+
+    async fn state(&self, asking: &mut Connection) -> Result<State, PgError> {
+        // A session that is idle waits for its client; a walsender that has sent all, for the log.
+        let sql = format!(
+            "SELECT COALESCE(wait_event_type IN ('Client', 'Activity'), false) \
+             FROM pg_catalog.pg_stat_activity WHERE pid = {}",
+            self.backend_pid
+        );
+        Ok(match asking.single_value(&sql).await?.as_deref() {
+            None => State::Gone,
+            Some("t") => State::Waits,
+            Some(_) => State::AtWork,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    AtWork,
+    Waits,
+    Gone,
+}
+
+/// Whether the server owes answers on a connection of which only the bytes are seen: how often it has to say that it is
+/// ready (manual, "Message Flow"), and when either side last said something.
+#[derive(Clone, Debug)]
+pub(crate) struct Owed(Arc<Mutex<Account>>);
+
+#[derive(Debug)]
+struct Account {
+    /// ReadyForQuery messages to come, that of the login included
+    ready: u64,
+    last: Instant,
+    ours: Frames,
+    theirs: Frames,
+}
+
+impl Owed {
+    pub(crate) fn new() -> Owed {
+        Owed(Arc::new(Mutex::new(Account {
+            ready: 1,
+            last: Instant::now(),
+            ours: Frames::new(0),
+            theirs: Frames::new(1),
+        })))
+    }
+
+    fn account(&self) -> MutexGuard<'_, Account> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wrote(&self, bytes: &[u8]) {
+        let mut account = self.account();
+        let Account {
+            ready, last, ours, ..
+        } = &mut *account;
+        *last = Instant::now();
+        ours.take(bytes, |kind| *ready += u64::from(matches!(kind, b'Q' | b'S')));
+    }
+
+    pub(crate) fn read(&self, bytes: &[u8]) {
+        let mut account = self.account();
+        let Account {
+            ready, last, theirs, ..
+        } = &mut *account;
+        *last = Instant::now();
+        theirs.take(bytes, |kind| {
+            *ready = ready.saturating_sub(u64::from(kind == b'Z'))
+        });
+    }
+
+    /// How long an answer has been awaited in silence; `None` when none is owed.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        let account = self.account();
+        (account.ready > 0).then(|| account.last.elapsed())
+    }
+
+    /// Begins to wait anew.
+    pub(crate) fn forgive(&self) {
+        self.account().last = Instant::now();
+    }
+}
+
+/// Tells the types of the messages in a stream of bytes.
+#[derive(Debug)]
+struct Frames {
+    header: Vec<u8>,
+    /// bytes of its type: none in a client's first message
+    typed: usize,
+    /// bytes of the message under way that are to come
+    body: usize,
+}
+
+impl Frames {
+    fn new(typed: usize) -> Frames {
+        Frames {
+            header: Vec::with_capacity(5),
+            typed,
+            body: 0,
+        }
+    }
+
+    /// `seen` is called for each message whose header is complete.
+    fn take(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8)) {
+        while !bytes.is_empty() {
+            let skipped = self.body.min(bytes.len());
+            self.body -= skipped;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            let wanted = (self.typed + 4 - self.header.len()).min(bytes.len());
+            let (header, rest) = bytes.split_at_checked(wanted).unwrap_or((bytes, &[]));
+            self.header.extend_from_slice(header);
+            bytes = rest;
+            let length = self
+                .header
+                .get(self.typed..)
+                .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+            if let Some(length) = length {
+                self.body =
+                    usize::try_from(u32::from_be_bytes(length)).map_or(0, |length| length.saturating_sub(4));
+                if self.typed == 1 {
+                    seen(self.header.first().copied().unwrap_or_default());
+                }
+                self.typed = 1;
+                self.header.clear();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u8, body: usize) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend((body as u32 + 4).to_be_bytes());
+        bytes.resize(5 + body, b'Z');
+        bytes
+    }
+
+    #[test]
+    fn an_answer_is_owed_until_as_many_are_ready_as_were_asked() {
+        for chunk in [1, 2, 5, 1000] {
+            let owed = Owed::new();
+            let all =
+                |messages: &[Vec<u8>], take: &dyn Fn(&[u8])| messages.concat().chunks(chunk).for_each(take);
+            let mut startup = vec![0, 0, 0, 9];
+            startup.resize(9, b'S');
+            all(&[startup, message(b'p', 30)], &|bytes| owed.wrote(bytes));
+            assert!(owed.silence().is_some());
+            all(
+                &[message(b'R', 4), message(b'K', 8), message(b'Z', 1)],
+                &|bytes| owed.read(bytes),
+            );
+            assert!(owed.silence().is_none());
+            all(
+                &[message(b'P', 70), message(b'S', 0), message(b'Q', 9)],
+                &|bytes| owed.wrote(bytes),
+            );
+            all(
+                &[message(b'D', 300), message(b'Z', 1), message(b'T', 5)],
+                &|bytes| owed.read(bytes),
+            );
+            assert!(owed.silence().is_some());
+            all(&[message(b'Z', 1)], &|bytes| owed.read(bytes));
+            assert!(owed.silence().is_none());
+        }
+    }
+}
