@@ -8,11 +8,11 @@ use testbed::{Pair, Process};
 
 use super::{Moments, assert_accounted};
 
-const KILLS: usize = 25;
 const SEED: u64 = 20_261_121;
 
 #[test]
-fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
+fn kills_under_load_lose_nothing_and_repeat_nothing() {
+    let kills = if testbed::runs_long_tier() { 50 } else { 25 };
     let pair = Pair::start(12, 18).expect("two servers");
     let [url, _] = pair.urls();
     let pgbench_scale = Some(if testbed::runs_long_tier() { 10 } else { 2 });
@@ -36,7 +36,7 @@ fn twenty_five_kills_under_load_lose_nothing_and_repeat_nothing() {
     };
     let workload = Workload::start(&url, &load).expect("the workload starts");
     let mut moments = Moments(SEED);
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         // The first kills meet the seed and the index build, the later ones the stream.
         let most = if kill < 8 { 600 } else { 2_500 };
         std::thread::sleep(moments.between(Duration::from_millis(30), Duration::from_millis(most)));
