@@ -90,7 +90,7 @@ impl PgSink {
             return Err(Error::bug("a target transaction is begun while one is open"));
         }
         if self.connection.is_none() {
-            self.connection = Some(session::open(&self.config, &self.stream).await?);
+            self.connection = Some(session::open(&self.config, &self.stream, &self.epoch).await?);
             self.tables.forget();
         }
         self.progress = Progress::Asked;

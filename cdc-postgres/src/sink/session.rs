@@ -46,11 +46,11 @@ const FIXED: [(&str, &str); 4] = [
     (COMMIT, "COMMIT"),
 ];
 
-/// Opens an applying session of `stream`.
-pub(super) async fn open(config: &Config, stream: &str) -> Result<Connection> {
+/// Opens an applying session of `stream` under `epoch`.
+pub(super) async fn open(config: &Config, stream: &str, epoch: &str) -> Result<Connection> {
     let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
     try_replica_role(&mut connection).await?;
-    origin::take(&mut connection, stream).await?;
+    origin::take(&mut connection, stream, epoch).await?;
     prepare_fixed(&mut connection).await?;
     Ok(connection)
 }
