@@ -224,6 +224,13 @@ pub trait Site: Send + Sync {
     /// When the catalog cannot be read.
     fn sequences(&self) -> BoxFuture<'_, Vec<SequenceState>>;
 
+    /// The statements that give a peer of the same product these columns of this site, one for each, so that its present
+    /// rows have in them what the source's have. Where that is not known the statement says so in a comment.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    fn add_columns<'a>(&'a self, columns: &'a [(TableName, String)]) -> BoxFuture<'a, Vec<String>>;
+
     // --- target ---
 
     /// Which of `tables` exist, and of these which hold rows.

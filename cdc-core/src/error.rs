@@ -127,6 +127,13 @@ impl Error {
         self
     }
 
+    /// Puts another remedy in the place of the one there is.
+    #[must_use]
+    pub fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.0.remedy = Some(remedy.into());
+        self
+    }
+
     /// Attaches the server's own code (an SQLSTATE).
     #[must_use]
     pub fn code(mut self, code: impl Into<String>) -> Self {

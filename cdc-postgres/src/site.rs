@@ -272,6 +272,10 @@ impl Site for PgSite {
         Box::pin(async move { sequences::read(&connect(&self.config, SOURCE_SETTINGS).await?).await })
     }
 
+    fn add_columns<'a>(&'a self, columns: &'a [(TableName, String)]) -> BoxFuture<'a, Vec<String>> {
+        Box::pin(async move { schema::add_columns(&self.client().await?, columns).await })
+    }
+
     fn occupancy<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, Vec<(TableName, Occupancy)>> {
         Box::pin(async move {
             let client = connect(&self.config, LOAD_SETTINGS).await?;

@@ -8,6 +8,7 @@
 //!
 //! Every arrow is durable on the target before the next begins, so a kill anywhere is resumed by running again.
 
+mod advice;
 mod backoff;
 mod facts;
 mod follow;
@@ -143,7 +144,10 @@ pub async fn run(context: Arc<RunContext>) -> Result<RunOutcome> {
     if worked.as_ref().is_err_and(|error| error.kind() == Kind::Fenced) {
         context.reporter.holds(false);
     }
-    let completed = worked?;
+    let completed = match worked {
+        Ok(completed) => completed,
+        Err(error) => return Err(advice::advised(&context, error).await),
+    };
     outcome.stats = context.stats.snapshot();
     if completed {
         // For the report only: a source that just went away does not undo a finished run.
