@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::batch::Batch;
+use crate::engine::SiteIdentity;
 use crate::error::Result;
 use crate::model::{Position, TableName, TxnRecord};
 use crate::pipeline::Charge;
@@ -42,6 +43,8 @@ pub struct StreamStart {
     /// tables whose seed already contains transactions up to a later position: changes up to it are counted
     /// as filtered
     pub seeded_to: HashMap<TableName, Position>,
+    /// where the stream leads to: changes that the same job applied on the source, coming from there, are not sent back
+    pub peer: Option<SiteIdentity>,
 }
 
 /// One connection to a source's log. Owned by the source thread.

@@ -39,7 +39,7 @@ pub(crate) async fn cleanup(
         plan.publication = find_publication(&client, &names.slot, &mut plan.stays).await?;
     }
     if side != Side::Source {
-        plan.origin = find_origin(&client, &names.job).await?;
+        plan.origins = find_origins(&client, &names.job).await?;
     }
     find_state(&client, side, names, &mut plan).await?;
     if !dry_run {
@@ -48,16 +48,15 @@ pub(crate) async fn cleanup(
     Ok(plan.report())
 }
 
-/// The job's replication origin, if this role may drop it: without the right to make one it has made none.
-async fn find_origin(client: &Client, stream: &str) -> Result<Option<String>> {
+/// The job's replication origins, if this role may drop them: without the right to make one it has made none.
+async fn find_origins(client: &Client, stream: &str) -> Result<Vec<String>> {
     let sql = format!(
-        "SELECT roname FROM pg_replication_origin WHERE roname = {} \
-         AND has_function_privilege('pg_replication_origin_drop(text)', 'EXECUTE')",
-        origin::name(stream)
+        "{} AND has_function_privilege('pg_replication_origin_drop(text)', 'EXECUTE')",
+        origin::of_job(stream)
     );
-    let found = client.query_opt(&sql, &[]).await;
+    let found = client.query_typed(&sql, &[]).await;
     let found = found.map_err(during("looking for the replication origin"))?;
-    Ok(found.map(|row| row.get(0)))
+    Ok(found.iter().map(|row| row.get(0)).collect())
 }
 
 /// What there is to drop.
@@ -65,7 +64,7 @@ async fn find_origin(client: &Client, stream: &str) -> Result<Option<String>> {
 struct Plan {
     slot: Option<String>,
     publication: Option<String>,
-    origin: Option<String>,
+    origins: Vec<String>,
     tables: Vec<StateTable>,
     /// functions of the state, with their arguments
     functions: Vec<String>,
@@ -128,7 +127,7 @@ impl Plan {
         if let Some(publication) = &self.publication {
             statements.push(format!("DROP PUBLICATION IF EXISTS {}", identifier(publication)));
         }
-        if let Some(origin) = &self.origin {
+        for origin in &self.origins {
             statements.push(format!("SELECT pg_replication_origin_drop({})", literal(origin)));
         }
         if self.drop_tables {
@@ -157,7 +156,11 @@ impl Plan {
             self.publication
                 .map(|publication| format!("publication {publication}")),
         );
-        dropped.extend(self.origin.map(|origin| format!("replication origin {origin}")));
+        dropped.extend(
+            self.origins
+                .iter()
+                .map(|origin| format!("replication origin {origin}")),
+        );
         for StateTable { name, own_rows, .. } in self.tables {
             match (self.drop_tables, own_rows) {
                 (true, 0) => dropped.push(format!("table {OWN_SCHEMA}.{name}")),

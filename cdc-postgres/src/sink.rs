@@ -22,6 +22,7 @@ mod sql;
 mod tables;
 mod values;
 
+pub(crate) use origin::CameFrom;
 pub(crate) use session::{SessionRole, replica_role};
 
 use std::sync::Arc;

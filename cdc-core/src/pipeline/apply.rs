@@ -425,7 +425,8 @@ impl ApplyStage {
             }
         }
         if !decided {
-            return Err(error.at(&at));
+            // What objected has gone. Start again from the checkpoint.
+            return Err(error.action(Action::Retry).at(&at));
         }
         self.account(&plan, sum, internal_rows(group)?)?;
         if last { self.commit() } else { Ok(()) }

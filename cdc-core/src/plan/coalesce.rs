@@ -19,8 +19,8 @@
 //! – No log holds such a pair. The table's changes are then applied in source order, where the target says
 //! what is wrong.
 //!
-//! Where a policy decides conflicts, only updates are merged, with updates: whether the row was there decides about
-//! all other pairs.
+//! Where a policy decides conflicts, nothing is merged: what becomes of a change depends on what became of the one
+//! before.
 //!
 //! An update that changes the key is a delete of the old and an insert of the new one. No key is copied: an
 //! entry refers to the cells of the change that touched the key first.
@@ -161,14 +161,13 @@ impl KeyedTable {
             }
             return self.change_key(table, change, known, slot, merged, hasher);
         }
-        let entry = self.entry(slot)?;
+        let entry = self.first_change(table, slot)?;
         match entry.state {
             State::Untouched => {
                 entry.state = State::Updated;
                 entry.image = Image::After(change.at);
                 entry.complete = known == Known::All;
             }
-            State::Inserted | State::Replaced | State::Upserted if table.decides => return Err(NotMergeable),
             State::Inserted | State::Updated | State::Replaced | State::Upserted => {
                 if known == Known::All {
                     entry.image = Image::After(change.at);

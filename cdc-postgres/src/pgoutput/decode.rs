@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use cdc_core::batch::{Op, Truncation};
+use cdc_core::engine::SiteIdentity;
 use cdc_core::model::ChangeCounts;
 use cdc_core::source::{Decoder, PositionTracker, StreamStart};
 use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result};
@@ -23,6 +24,7 @@ use crate::walsender::{Frame, parse_frame, split_frames};
 pub struct PgDecoder {
     version: ProtocolVersion,
     stream: String,
+    peer: Option<SiteIdentity>,
     from: Lsn,
     relations: Relations,
     tuples: TupleReader,
@@ -50,6 +52,7 @@ impl PgDecoder {
         Ok(PgDecoder {
             version,
             stream: start.stream.clone(),
+            peer: start.peer.clone(),
             from,
             relations: Relations::new(start.selection.clone(), seeded_to?),
             tuples: TupleReader::default(),
@@ -133,7 +136,7 @@ impl PgDecoder {
 
     fn origin(&mut self, origin: &Origin<'_>) -> Result<()> {
         let open = self.open.as_mut().ok_or_else(|| outside("an origin"))?;
-        open.set_origin(origin, &self.stream)
+        open.set_origin(origin, &self.stream, self.peer.as_ref())
     }
 
     #[inline]

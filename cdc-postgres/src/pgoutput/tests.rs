@@ -8,6 +8,7 @@ mod transactions;
 use std::collections::HashMap;
 
 use cdc_core::batch::Datum;
+use cdc_core::engine::SiteIdentity;
 use cdc_core::source::{Decoder, StreamStart};
 use cdc_core::{Batch, ChangeEvent, Position, RawChunk, Result, TableName, TableSelection};
 
@@ -25,6 +26,12 @@ pub(super) fn start() -> StreamStart {
         stream: "job".into(),
         selection: TableSelection::default(),
         seeded_to: HashMap::new(),
+        peer: Some(SiteIdentity {
+            product: String::new(),
+            system: "7".into(),
+            database: "app".into(),
+            timeline: String::new(),
+        }),
     }
 }
 

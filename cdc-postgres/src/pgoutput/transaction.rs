@@ -1,11 +1,12 @@
 //! The transaction that is being decoded.
 
+use cdc_core::engine::SiteIdentity;
 use cdc_core::model::{ChangeCounts, TxnKind};
 use cdc_core::{Batch, Error, Kind, Result, TxnId, TxnRecord, TxnSeq};
 
 use super::message::{Begin, Origin};
 use crate::lsn::Lsn;
-use crate::sink::origin as job_origin;
+use crate::sink::CameFrom;
 
 /// From PostgreSQL's epoch (2000-01-01 UTC) back to the Unix epoch, in µs.
 const PG_EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -53,13 +54,18 @@ impl OpenTransaction {
     }
 
     /// Takes up where the transaction came from. A transaction may carry several; it was first written at the first.
-    pub(super) fn set_origin(&mut self, origin: &Origin<'_>, stream: &str) -> Result<()> {
+    pub(super) fn set_origin(
+        &mut self,
+        origin: &Origin<'_>,
+        stream: &str,
+        peer: Option<&SiteIdentity>,
+    ) -> Result<()> {
         if self.origin.is_some() {
             return Ok(());
         }
         self.origin = Some(origin.name.into());
-        if let Some(job) = job_origin::job(origin.name) {
-            self.looped = job == stream;
+        if let Some(came) = CameFrom::parse(origin.name) {
+            self.looped = came.is_loop(stream, peer);
             self.seen = Some(TxnId::new(&origin.commit_lsn.0.to_be_bytes())?);
         }
         Ok(())

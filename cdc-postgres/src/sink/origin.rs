@@ -1,10 +1,12 @@
-//! The replication origin of a job: what carries it in the target's log was applied by that job, so that the same job in
-//! the other direction does not send it back.
+//! The replication origin of a job: what carries it in the target's log was applied by that job, so that the stream in the
+//! other direction does not send it back.
 //!
-//! Origins belong to the whole server, jobs to a database: the name is `cdc_sync_<oid of the database>_<job>`.
+//! Origins belong to the whole server, jobs to a database, and jobs of one name may follow each other in a chain: the
+//! name is `cdc_sync_<oid of the database>/<system of the source>/<job>/<database of the source>`.
 
 use std::time::{Duration, Instant};
 
+use cdc_core::engine::SiteIdentity;
 use cdc_core::{Action, Error, Result};
 
 use crate::error::SqlState;
@@ -12,24 +14,57 @@ use crate::wire::Connection;
 use crate::wire::session::literal;
 
 const PREFIX: &str = "cdc_sync_";
-/// The role may not use origins, or the server has no room for another.
-const NOT_TO_BE_HAD: [&str; 3] = ["42501", "53400", "55000"];
+/// The role may not use origins, or the server is not made for them.
+const NOT_TO_BE_HAD: [&str; 2] = ["42501", "55000"];
 /// How long a session that holds the origin may take to go.
 const LINGER: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
-/// An SQL expression for the name of the origin of `stream` in the current database.
-pub(crate) fn name(stream: &str) -> String {
+/// Where the changes with an origin came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CameFrom<'n> {
+    system: &'n str,
+    job: &'n str,
+    database: &'n str,
+}
+
+impl<'n> CameFrom<'n> {
+    /// What an origin's name says; `None` for an origin of another program.
+    pub(crate) fn parse(name: &'n str) -> Option<Self> {
+        let mut parts = name.strip_prefix(PREFIX)?.splitn(4, '/');
+        let (own, system, job, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let is_oid = !own.is_empty() && own.bytes().all(|byte| byte.is_ascii_digit());
+        is_oid.then_some(Self {
+            system,
+            job,
+            database,
+        })
+    }
+
+    /// Whether `stream`, which leads to `peer`, would send them back to where they came from.
+    pub(crate) fn is_loop(&self, stream: &str, peer: Option<&SiteIdentity>) -> bool {
+        self.job == stream
+            && peer.is_some_and(|peer| peer.system == self.system && peer.database == self.database)
+    }
+}
+
+/// A query for the name of the origin of `stream` in the current database; no row without a checkpoint.
+fn name(stream: &str) -> String {
     format!(
-        "'{PREFIX}' || (SELECT oid FROM pg_database WHERE datname = current_database()) || {}",
-        literal(&format!("_{stream}"))
+        "SELECT concat_ws('/', '{PREFIX}' || d.oid, c.source_system, c.stream, c.source_database) AS name \
+         FROM cdc_sync.checkpoint c JOIN pg_database d ON d.datname = current_database() \
+         WHERE c.stream = {} LIMIT 1",
+        literal(stream)
     )
 }
 
-/// The job whose origin this is, of whatever database; `None` for an origin of another program.
-pub(crate) fn job(name: &str) -> Option<&str> {
-    let (database, job) = name.strip_prefix(PREFIX)?.split_once('_')?;
-    (!database.is_empty() && database.bytes().all(|byte| byte.is_ascii_digit())).then_some(job)
+/// A query for the origins that jobs called `stream` have in the current database.
+pub(crate) fn of_job(stream: &str) -> String {
+    format!(
+        "SELECT o.roname FROM pg_replication_origin o JOIN pg_database d ON d.datname = current_database() \
+         WHERE split_part(o.roname, '/', 1) = '{PREFIX}' || d.oid AND split_part(o.roname, '/', 3) = {}",
+        literal(stream)
+    )
 }
 
 /// Marks what the session commits with the origin of `stream`, where the role may use origins: without that right
@@ -40,10 +75,9 @@ pub(crate) fn job(name: &str) -> Option<&str> {
 pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str) -> Result<()> {
     let name = name(stream);
     let create = format!(
-        "SELECT pg_replication_origin_create(name) FROM (SELECT {name} AS name) AS origin \
-         WHERE pg_replication_origin_oid(name) IS NULL"
+        "SELECT pg_replication_origin_create(name) FROM ({name}) AS origin WHERE pg_replication_origin_oid(name) IS NULL"
     );
-    let setup = format!("SELECT pg_replication_origin_session_setup({name})");
+    let setup = format!("SELECT pg_replication_origin_session_setup(name) FROM ({name}) AS origin");
     let begun = Instant::now();
     for sql in [create, setup] {
         while let Err(error) = connection.simple_query(&sql).await {
@@ -51,8 +85,12 @@ pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str)
                 .sqlstate
                 .is_some_and(|code| NOT_TO_BE_HAD.contains(&code.as_str()))
             {
-                tracing::debug!(%error, "changes are applied without a replication origin");
+                tracing::info!(%error, "changes are applied without a replication origin: they are not told from others");
                 return Ok(());
+            }
+            if error.is(SqlState::UNIQUE_VIOLATION) {
+                // Another session was faster to create it.
+                break;
             }
             if !error.is(SqlState::OBJECT_IN_USE) {
                 return Err(error.into());
@@ -114,10 +152,28 @@ mod tests {
     }
 
     #[test]
-    fn the_job_is_in_the_name() {
-        assert_eq!(job("cdc_sync_16384_shop_1"), Some("shop_1"));
-        for other in ["pg_16384", "cdc_sync_shop", "cdc_sync__shop", "cdc_sync_1x_shop"] {
-            assert_eq!(job(other), None, "{other}");
+    fn only_what_came_from_the_streams_own_target_is_a_loop() {
+        let name = "cdc_sync_16384/7000/shop_1/app/x";
+        let came = CameFrom::parse(name).unwrap();
+        let site = |system: &str, database: &str| SiteIdentity {
+            product: String::new(),
+            system: system.into(),
+            database: database.into(),
+            timeline: String::new(),
+        };
+        assert!(came.is_loop("shop_1", Some(&site("7000", "app/x"))));
+        // A chain of jobs of one name, and other jobs.
+        assert!(!came.is_loop("shop_1", Some(&site("7001", "app/x"))));
+        assert!(!came.is_loop("shop_1", Some(&site("7000", "app"))));
+        assert!(!came.is_loop("shop", Some(&site("7000", "app/x"))));
+        assert!(!came.is_loop("shop_1", None));
+        for other in [
+            "pg_16384",
+            "cdc_sync_shop",
+            "cdc_sync_1x/7/shop/app",
+            "cdc_sync_/7/shop/app",
+        ] {
+            assert_eq!(CameFrom::parse(other), None, "{other}");
         }
     }
 }

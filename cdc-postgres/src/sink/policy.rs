@@ -59,11 +59,21 @@ impl Deciding<'_> {
         let acted = self.acted()?;
         let cleared = match self.in_the_way("c")?.as_slice() {
             [] => String::new(),
-            terms if *self.policy() == Policy::BlueWins => format!(
-                "cleared AS (DELETE FROM ONLY {} AS t USING conflict AS c WHERE c.winner = 'blue' AND ({}) RETURNING 1), ",
-                self.name,
-                terms.join(" OR ")
-            ),
+            terms if *self.policy() == Policy::BlueWins => {
+                let name = &self.name;
+                let rows: Vec<String> = terms
+                    .iter()
+                    .map(|term| {
+                        format!(
+                            "SELECT t.ctid FROM conflict AS c JOIN ONLY {name} AS t ON {term} WHERE c.winner = 'blue'"
+                        )
+                    })
+                    .collect();
+                format!(
+                    "cleared AS (DELETE FROM ONLY {name} AS t WHERE t.ctid = ANY (ARRAY({})) RETURNING 1), ",
+                    rows.join(" UNION ")
+                )
+            }
             _ => String::new(),
         };
         let cleared_first = if cleared.is_empty() {
@@ -188,12 +198,18 @@ impl Deciding<'_> {
         Some(format!("{r}.k{place}"))
     }
 
+    /// Each change with the row of its key and how many other unique keys find another row. One condition a query: an
+    /// OR of them could only be answered by a bitmap or a scan, which the session's plans avoid.
     fn found(&self) -> Result<String> {
-        let own = self.own("r")?;
-        let others = self.in_the_way("r")?;
-        let hits: Vec<String> = others
+        let hits: Vec<String> = self
+            .in_the_way("r")?
             .iter()
-            .map(|condition| format!("coalesce(bool_or({condition}), false)::int"))
+            .map(|condition| {
+                format!(
+                    "EXISTS (SELECT FROM ONLY {} AS t WHERE {condition})::int",
+                    self.name
+                )
+            })
             .collect();
         let hits = if hits.is_empty() {
             "0".to_owned()
@@ -201,24 +217,30 @@ impl Deciding<'_> {
             hits.join(" + ")
         };
         let versions: String = self
-            .version_columns()?
+            .version_columns("f")?
             .iter()
             .enumerate()
-            .map(|(place, (facts, _))| {
-                let column = &facts.quoted;
-                format!(", (array_agg(t.{column}) FILTER (WHERE {own}))[1] AS version{place}")
-            })
+            .map(|(place, (facts, _))| format!(", t.{} AS version{place}", facts.quoted))
             .collect();
-        let any: Vec<&str> = std::iter::once(own.as_str())
-            .chain(others.iter().map(String::as_str))
-            .collect();
+        let (name, own) = (&self.name, self.own("r")?);
         Ok(format!(
-            "found AS (SELECT r.*, m.* FROM r CROSS JOIN LATERAL (SELECT coalesce(bool_or({own}), false) AS own, \
-             {hits} AS hits, CASE count(*) WHEN 0 THEN NULL WHEN 1 THEN jsonb_agg({green}) -> 0 \
-             ELSE jsonb_agg({green}) END AS green{versions} FROM ONLY {} AS t WHERE {}) AS m)",
-            self.name,
-            any.join(" OR "),
-            green = self.row_as_text(),
+            "found AS (SELECT r.*, m.own_at IS NOT NULL AS own, {hits} AS hits, m.* FROM r LEFT JOIN LATERAL \
+             (SELECT t.ctid AS own_at{versions} FROM ONLY {name} AS t WHERE {own} LIMIT 1) AS m ON true)"
+        ))
+    }
+
+    /// The rows that a change of `conflict` met, as an object of texts or a list of them; none where none was there.
+    fn green(&self) -> Result<String> {
+        let name = &self.name;
+        let others = self.in_the_way("c")?;
+        let others: String = others
+            .iter()
+            .map(|condition| format!(" UNION SELECT t.ctid FROM ONLY {name} AS t WHERE {condition}"))
+            .collect();
+        let row = self.row_as_text();
+        Ok(format!(
+            "(SELECT CASE count(*) WHEN 0 THEN NULL WHEN 1 THEN jsonb_agg({row}) -> 0 ELSE jsonb_agg({row}) END \
+             FROM ONLY {name} AS t WHERE t.ctid = ANY (ARRAY(SELECT c.own_at WHERE c.own{others})))"
         ))
     }
 
@@ -238,7 +260,7 @@ impl Deciding<'_> {
     }
 
     /// Under lww, the columns that make up the version, and the change's value of each.
-    fn version_columns(&self) -> Result<Vec<(&ColumnFacts, String)>> {
+    fn version_columns(&self, r: &str) -> Result<Vec<(&ColumnFacts, String)>> {
         let Some(version) = self.lww() else {
             return Ok(Vec::new());
         };
@@ -246,7 +268,7 @@ impl Deciding<'_> {
         for name in std::iter::once(&version.version).chain(&version.node) {
             let target = self.table.planned.target.column(name);
             let facts = target.and_then(|target| self.table.columns.get(target));
-            let value = target.and_then(|target| self.value_of(target, "f"));
+            let value = target.and_then(|target| self.value_of(target, r));
             match (facts, value) {
                 (Some(facts), Some(value)) => found.push((facts, value)),
                 // The old row is not known in full: there is nothing to compare, and the delete stands.
@@ -266,7 +288,7 @@ impl Deciding<'_> {
 
     /// `(blue's version) <operator> (green's)`; NULL where one is not known.
     fn compare_versions(&self, operator: &str) -> Result<Option<String>> {
-        let columns = self.version_columns()?;
+        let columns = self.version_columns("f")?;
         if columns.is_empty() {
             return Ok(None);
         }
@@ -279,6 +301,21 @@ impl Deciding<'_> {
             blue.join(", "),
             green.join(", ")
         )))
+    }
+
+    /// Under lww, that the change of `r` is not older than row `t` as it is when it is written: it may have become newer
+    /// since the snapshot, and was waited for. The numbers do not add up then, and the group is applied again.
+    fn still_newer(&self, r: &str) -> Result<String> {
+        let columns = self.version_columns(r)?;
+        if columns.is_empty() {
+            return Ok(String::new());
+        }
+        let blue: Vec<&str> = columns.iter().map(|(_, value)| value.as_str()).collect();
+        let green: Vec<String> = columns
+            .iter()
+            .map(|(facts, _)| format!("t.{}", facts.quoted))
+            .collect();
+        Ok(format!(" AND (({}) >= ({}))", blue.join(", "), green.join(", ")))
     }
 
     fn conflict(&self) -> Result<String> {
@@ -388,10 +425,11 @@ impl Deciding<'_> {
             Effect::Delete => "NULL".to_owned(),
             _ => format!("jsonb_object(ARRAY[{}]::text[])", self.carried()),
         };
+        let green = self.green()?;
         let target = &self.table.planned.target.name;
         Ok(format!(
             "logged AS (INSERT INTO cdc_sync.conflict_log (stream, position, schema_name, table_name, key, op, kind, \
-             policy, winner, blue, green, state) SELECT {}, c.at, {}, {}, {}, {}, c.kind, {}, c.winner, {blue}, c.green, \
+             policy, winner, blue, green, state) SELECT {}, c.at, {}, {}, {}, {}, c.kind, {}, c.winner, {blue}, {green}, \
              CASE c.winner WHEN 'none' THEN 'open' ELSE 'settled' END FROM conflict AS c ORDER BY c.n RETURNING winner)",
             literal(&self.table.stream),
             literal(&target.schema),
@@ -431,6 +469,7 @@ impl Deciding<'_> {
 
     fn acted(&self) -> Result<Acted> {
         let stays = "r.n NOT IN (SELECT n FROM conflict WHERE winner IN ('green', 'none')){cleared}";
+        let newer = self.still_newer("r")?;
         let blue_may_win = matches!(self.policy(), Policy::BlueWins | Policy::Lww(_));
         let one = |text: String| Acted {
             text,
@@ -447,7 +486,7 @@ impl Deciding<'_> {
                     String::new()
                 };
                 one(format!(
-                    "acted AS (INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM r WHERE {stays}{overwrite} \
+                    "acted AS (INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM r WHERE {stays}{overwrite} \
                      RETURNING 1)",
                     self.name,
                     names(self.table, self.columns)?,
@@ -455,13 +494,13 @@ impl Deciding<'_> {
                 ))
             }
             Effect::Delete => one(format!(
-                "acted AS (DELETE FROM ONLY {} AS t USING r WHERE {} AND {stays} RETURNING 1)",
+                "acted AS (DELETE FROM ONLY {} AS t USING r WHERE {} AND {stays}{newer} RETURNING 1)",
                 self.name,
                 self.own("r")?
             )),
             Effect::Update => {
                 let update = format!(
-                    "acted AS (UPDATE ONLY {} AS t SET {} FROM r WHERE {} AND {stays} RETURNING 1)",
+                    "acted AS (UPDATE ONLY {} AS t SET {} FROM r WHERE {} AND {stays}{newer} RETURNING 1)",
                     self.name,
                     self.assignments()?,
                     self.own("r")?
@@ -518,8 +557,20 @@ impl Deciding<'_> {
             let key = planned.locator.first().copied().unwrap_or_default();
             set.push(format!("{0} = excluded.{0}", self.settable(key)?.quoted));
         }
+        let versions = self.version_columns("r")?;
+        let newer = if versions.is_empty() {
+            String::new()
+        } else {
+            let of = |row: &str| -> String {
+                let columns = versions
+                    .iter()
+                    .map(|(facts, _)| format!("{row}.{}", facts.quoted));
+                columns.collect::<Vec<_>>().join(", ")
+            };
+            format!(" WHERE (({}) >= ({}))", of("excluded"), of("t"))
+        };
         Ok(format!(
-            " ON CONFLICT ({}) DO UPDATE SET {}",
+            " ON CONFLICT ({}) DO UPDATE SET {}{newer}",
             names(self.table, &planned.locator)?,
             set.join(", ")
         ))

@@ -352,7 +352,8 @@ fn column_facts(row: &Row) -> std::result::Result<ColumnFacts, PgError> {
     })
 }
 
-/// The columns of each unique index whose violations can be foreseen: at once, of all rows, on columns as they are.
+/// The columns of each unique index whose violations can be foreseen: enforced at once (one that could not be built is
+/// not), of all rows, on columns as they are and under their collation.
 async fn read_uniques(
     connection: &mut Connection,
     names: &[&TableName],
@@ -366,7 +367,10 @@ async fn read_uniques(
          JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
          CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place) \
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum \
-         WHERE i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND k.place <= i.indnkeyatts \
+         WHERE i.indisunique AND i.indisready AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL \
+         AND k.place <= i.indnkeyatts AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[], i.indcollation::oid[]) \
+             AS p (attnum, collation_oid) JOIN pg_attribute x ON x.attrelid = c.oid AND x.attnum = p.attnum \
+             WHERE p.collation_oid NOT IN (0, x.attcollation)) \
          AND (n.nspname::text, c.relname::text) IN ({}) ORDER BY i.indexrelid, k.place",
         list.join(", ")
     );

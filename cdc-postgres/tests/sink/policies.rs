@@ -1,6 +1,7 @@
 //! Conflicts that a policy decides: the documented winner on every key, a row in the log for each, and the numbers.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cdc_core::TableSchema;
 use cdc_core::conflict::{Policy, VersionColumns};
@@ -274,6 +275,66 @@ fn an_older_delete_leaves_the_newer_row() {
                 "(2,green,15) (5,green,5) (6,green,15) (8,green,5)".into(),
                 "2 delete_origin_differs green settled".into()
             )
+        );
+    });
+}
+
+/// Whether a row is newer is decided about the row that is written, also when that was waited for.
+#[test]
+fn a_row_that_becomes_newer_meanwhile_is_not_overwritten() {
+    on_each("policy_race", SCHEMA, async |mut target| {
+        let keyed = table("t", &["*id", "v", "ver"], Identity::Key);
+        let full = table("t", &["id", "v", "ver"], Identity::Full);
+        target.set_policy("t", &lww()).await;
+        let row: [Of<'_>; 3] = ["1".into(), "blue".into(), "7".into()];
+        for changes in [
+            Changes::new().update(&keyed, &row),
+            Changes::new().insert(&keyed, &row),
+            Changes::new().delete(&full, &row),
+        ] {
+            target.sql(FILL);
+            let url = target.cluster.url(&target.database);
+            let green = testbed::postgres::connect(&url).await.unwrap();
+            green
+                .batch_execute("BEGIN; UPDATE t SET v = 'newer', ver = 10 WHERE id = 1")
+                .await
+                .unwrap();
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                           AND wait_event_type = 'Lock'";
+            let (cluster, database) = (target.cluster, target.database.clone());
+            let commits = async {
+                let deadline = Instant::now() + Duration::from_secs(60);
+                while cluster.sql(&database, waiting).unwrap() != "1" {
+                    assert!(Instant::now() < deadline, "the row is not waited for");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                green.batch_execute("COMMIT").await.unwrap();
+            };
+            let (applied, ()) = tokio::join!(apply(&mut target, changes.group(), PlanMode::Net), commits);
+            assert_eq!(applied.unwrap_err().what_to_do(), Action::Retry);
+            assert_eq!(target.sql("SELECT t::text FROM t WHERE id = 1"), "(1,newer,10)");
+        }
+    });
+}
+
+/// What is not enforced, or not at once, or under another idea of equality, is in nobody's way.
+#[test]
+fn only_unique_keys_that_hold_are_in_the_way() {
+    let schema = "CREATE TABLE w (id int8 PRIMARY KEY, a text UNIQUE DEFERRABLE INITIALLY DEFERRED, b text)";
+    on_each("policy_keys", schema, async |mut target| {
+        let w = table("w", &["*id", "a", "b"], Identity::Key);
+        target.sql("INSERT INTO w VALUES (1, 'x', 'same'), (2, 'y', 'same')");
+        let index = "CREATE UNIQUE INDEX CONCURRENTLY w_b ON w (b)";
+        target.cluster.sql(&target.database, index).unwrap_err();
+        target.set_policy("w", &Policy::BlueWins).await;
+        let changes = Changes::new()
+            .update(&w, &["1".into(), "y".into(), "same".into()])
+            .update(&w, &["2".into(), "x".into(), "same".into()])
+            .insert(&w, &["3".into(), "z".into(), "same".into()]);
+        apply(&mut target, changes.group(), PlanMode::Net).await.unwrap();
+        assert_eq!(
+            state(&target, "w"),
+            ("(1,y,same) (2,x,same) (3,z,same)".into(), String::new())
         );
     });
 }

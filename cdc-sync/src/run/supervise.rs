@@ -106,6 +106,7 @@ async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<S
             stream: names.job.clone(),
             selection: selection.clone(),
             seeded_to,
+            peer: Some(target.identity().clone()),
         },
         sink: Box::new(move |runtime| runtime.block_on(sink_target.sink(&stream, epoch))),
         checkpoint,

@@ -34,6 +34,7 @@ pub(super) async fn pending_changes(
         stream: gap.names.job.clone(),
         selection: gap.selection.clone(),
         seeded_to: gap.seeded_to,
+        peer: None,
     };
     let mut decoder = log.open(&start).await?;
     let read = read_until(log.as_mut(), decoder.as_mut(), end).await;

@@ -61,14 +61,14 @@ fn the_first_origin_counts_and_only_ours_says_what_was_seen() {
         origin("upstream", 9),
         t(b'd'),
         insert(),
-        origin("cdc_sync_5_back", 0x77),
+        origin("cdc_sync_5/7/back/app", 0x77),
         insert(),
     ])
     .unwrap();
     assert_eq!(batch.txns()[0].origin.as_deref(), Some("upstream"));
     assert_eq!(batch.txns()[0].seen, None);
-    let batch = one(&[origin("cdc_sync_5_back", 0x77), t(b'd'), insert()]).unwrap();
-    assert_eq!(batch.txns()[0].origin.as_deref(), Some("cdc_sync_5_back"));
+    let batch = one(&[origin("cdc_sync_5/7/back/app", 0x77), t(b'd'), insert()]).unwrap();
+    assert_eq!(batch.txns()[0].origin.as_deref(), Some("cdc_sync_5/7/back/app"));
     assert_eq!(
         batch.txns()[0].seen,
         Some(TxnId::new(&0x77_u64.to_be_bytes()).unwrap())
@@ -79,7 +79,7 @@ fn the_first_origin_counts_and_only_ours_says_what_was_seen() {
 fn what_the_job_itself_applied_here_is_counted_and_left_out() {
     let insert = || encode::insert(T, &row("1", "a"));
     let truncate = encode::truncate(false, false, &[T]);
-    let batch = one(&[origin("cdc_sync_5_job", 0x77), t(b'd'), insert(), truncate]).unwrap();
+    let batch = one(&[origin("cdc_sync_5/7/job/app", 0x77), t(b'd'), insert(), truncate]).unwrap();
     assert!(batch.rows().is_empty());
     let counts = batch.txns()[0].counts;
     assert_eq!((counts.read, counts.looped), (2, 2));
@@ -237,7 +237,7 @@ fn a_transaction_over_chunks_is_continued_wherever_it_is_cut() {
         &mut frames,
         0x300,
         &[
-            origin("cdc_sync_5_back", 0x77),
+            origin("cdc_sync_5/7/back/app", 0x77),
             t(b'd'),
             encode::insert(T, &row("1", "a")),
             encode::update(T, None, &row("1", "b")),
@@ -263,7 +263,7 @@ fn a_transaction_over_chunks_is_continued_wherever_it_is_cut() {
                     folded.push((commit.0, end.0));
                 }
                 if commit == Lsn(0x300) {
-                    assert_eq!(txn.origin.as_deref(), Some("cdc_sync_5_back"), "cut {cut}");
+                    assert_eq!(txn.origin.as_deref(), Some("cdc_sync_5/7/back/app"), "cut {cut}");
                     assert!(txn.seen.is_some());
                 }
             }
