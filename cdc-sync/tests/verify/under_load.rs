@@ -8,6 +8,9 @@ use testbed::{Pair, Process};
 
 use super::job::Writer;
 
+/// The key of the row with a number, as the report prints it.
+type Key = fn(u64) -> Value;
+
 /// How a kind of difference is planted into its own table, and what it must be counted as.
 struct Planted {
     table: &'static str,
@@ -15,8 +18,8 @@ struct Planted {
     plant: &'static str,
     /// how many missing, extra and different rows one of them is
     counts: [u64; 3],
-    /// the key of number i, and its kind, in the order of the report
-    keys: &'static [(fn(u64) -> Value, &'static str)],
+    /// the keys and their kinds, in the order of the report
+    keys: &'static [(Key, &'static str)],
 }
 
 fn id(number: u64) -> Value {
