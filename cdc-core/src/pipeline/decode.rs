@@ -11,6 +11,9 @@ use crate::error::Result;
 use crate::model::TxnSeq;
 use crate::source::{Decoder, RawChunk};
 
+/// Capacity that an emptied chunk keeps.
+const RETAINED_CHUNK_BYTES: usize = 1 << 20;
+
 pub(super) struct DecodeStage {
     pub(super) decoder: Box<dyn Decoder>,
     pub(super) chunks: Receiver<RawChunk>,
@@ -32,6 +35,9 @@ impl DecodeStage {
                 batch.set_received(at);
             }
             batch.hold(self.budget.charge(batch.footprint()));
+            // What waits to be filled again is not counted: it must not keep the memory of a large frame.
+            chunk.bytes.clear();
+            chunk.bytes.shrink_to(RETAINED_CHUNK_BYTES);
             chunk.charge = None;
             // A full return channel means enough chunks are in circulation.
             let _ = self.emptied.try_send(chunk);

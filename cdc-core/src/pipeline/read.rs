@@ -23,8 +23,6 @@ const GATHER: Duration = Duration::from_millis(1);
 const GATHERED_BYTES: usize = 128 << 10;
 /// How often the budget is looked at while it is exhausted.
 const ROOM_TICK: Duration = Duration::from_millis(5);
-/// Capacity that an emptied chunk keeps.
-const RETAINED_CHUNK_BYTES: usize = 1 << 20;
 /// The longest silence towards the source.
 const LIVENESS: Duration = Duration::from_secs(2);
 
@@ -88,8 +86,6 @@ impl ReadStage {
                 continue;
             }
             let mut chunk = self.emptied.try_recv().unwrap_or_default();
-            chunk.bytes.clear();
-            chunk.bytes.shrink_to(RETAINED_CHUNK_BYTES);
             let Self { runtime, source, .. } = self;
             let asked = Instant::now();
             if let Ok(read) =

@@ -101,14 +101,29 @@ impl Job {
     }
 }
 
-/// Writes small transactions to the source until dropped.
+/// Writes transactions to the source until dropped.
 pub(super) struct Writer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<u64>>,
 }
 
 impl Writer {
+    /// Small transactions on `account` and `history`.
     pub(super) fn start(url: &str) -> Self {
+        Self::with(url, |written| {
+            // Both tables change together: a view that splits a transaction shows a difference.
+            format!(
+                "BEGIN; UPDATE account SET balance = balance + 1 WHERE id = {}; \
+                 INSERT INTO history (account, note) VALUES ({0}, 'n{written}'); \
+                 DELETE FROM account WHERE id = {}; INSERT INTO account VALUES ({1}, {written}); COMMIT",
+                written % 500,
+                500 + written % 500
+            )
+        })
+    }
+
+    /// What `script` says, given the number of scripts before.
+    pub(super) fn with(url: &str, script: impl Fn(u64) -> String + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, url) = (Arc::clone(&stop), url.to_owned());
         let thread = std::thread::spawn(move || {
@@ -119,15 +134,7 @@ impl Writer {
                 tokio::spawn(connection);
                 let mut written = 0;
                 while !stopped.load(Ordering::Relaxed) {
-                    // Both tables change together: a view that splits a transaction shows a difference.
-                    let script = format!(
-                        "BEGIN; UPDATE account SET balance = balance + 1 WHERE id = {}; \
-                         INSERT INTO history (account, note) VALUES ({0}, 'n{written}'); \
-                         DELETE FROM account WHERE id = {}; INSERT INTO account VALUES ({1}, {written}); COMMIT",
-                        written % 500,
-                        500 + written % 500
-                    );
-                    client.batch_execute(&script).await.unwrap();
+                    client.batch_execute(&script(written)).await.unwrap();
                     written += 1;
                 }
                 written

@@ -4,6 +4,7 @@
 mod job;
 mod planted;
 mod stream;
+mod under_load;
 
 use std::sync::Arc;
 use std::time::Duration;

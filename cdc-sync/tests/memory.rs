@@ -1,0 +1,154 @@
+//! The most memory that the binary ever holds while transactions larger than its budget pass through it.
+
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use testbed::{Pair, Process};
+
+const MIB: u64 = 1 << 20;
+/// What the process holds beside its budget: program, connections, threads and the records of a plan. An idle one has
+/// 9 MiB; twice as much and some room for what the allocator keeps is more than any of these needs.
+const PROCESS: u64 = 32 * MIB;
+/// How many copies of the largest row there are at most outside of the budget: it is let in whole when the budget has
+/// any room left (1), and lies in a buffer that grows by doubling (2), in a batch before its chunk is given up (1), as a
+/// parameter (1), and in the buffer of the connection to the target, which doubles, too (2).
+const COPIES: u64 = 7;
+/// Ten times and more what the larger of the transactions takes.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+/// Memory that grows no more for this long is full: what is not noticed of a slower growth would only make a failing
+/// test pass.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
+/// A `run` between two servers whose budget is stated in its job file.
+struct Following {
+    pair: Pair,
+    running: Process,
+    _folder: TempDir,
+}
+
+impl Following {
+    /// Starts with the table `schema` and a row in it, and waits for its seed. The budget is four times `group_mb`.
+    fn start(schema: &str, group_mb: u64, group_rows: u64) -> Self {
+        let pair = Pair::start(12, 18).expect("two servers");
+        pair.on_blue(schema).expect("blue has the table");
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("job.toml");
+        let limits = format!("[apply]\ngroup_mb = {group_mb}\ngroup_rows = {group_rows}\n");
+        std::fs::write(&file, limits).expect("a job file");
+        pair.on_blue("INSERT INTO t VALUES (0, '')")
+            .expect("blue has a row");
+        let file = file.to_str().expect("a path that is text");
+        let running = pair.spawn(&["run", "-c", file]).expect("the binary starts");
+        let mut following = Self {
+            pair,
+            running,
+            _folder: folder,
+        };
+        // Before its key is built, a held table would hold up the seed.
+        following.wait_for("SELECT NOT schema_pending FROM cdc_sync.stream");
+        following
+    }
+
+    /// Waits until green answers with true.
+    fn wait_for(&mut self, query: &str) {
+        let deadline = Instant::now() + LIMIT;
+        // There is nothing to ask for before the seed.
+        while self.pair.on_green(query).ok().as_deref() != Some("t") {
+            let running = self.running.is_running();
+            assert!(running, "the run ended\n{}", self.running.stderr());
+            let stderr = self.running.stderr();
+            assert!(Instant::now() < deadline, "{query}\n{stderr}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The most memory that the process has held, in bytes.
+    fn peak(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.running.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let kib: u64 = line
+            .and_then(|line| line.split_whitespace().nth(1))
+            .and_then(|number| number.parse().ok())
+            .expect("a peak in KiB");
+        kib << 10
+    }
+
+    /// Applies the rows 1 to `rows` that blue inserts by `script` in one transaction, of which green takes nothing before
+    /// as much as may be under way is; returns the peak.
+    fn apply(&mut self, script: &str, rows: u64) -> u64 {
+        let idle = self.peak();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let url = self.pair.green.url(Pair::DATABASE);
+            let connected = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
+            let (holder, connection) = connected.expect("green answers");
+            tokio::spawn(connection);
+            let hold = holder.batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE");
+            hold.await.expect("writes are held");
+            self.pair.on_blue(script).expect("blue commits");
+            self.wait_until_filled(idle);
+            holder.batch_execute("COMMIT").await.expect("writes go on");
+        });
+        self.wait_for(&format!("SELECT EXISTS (SELECT FROM t WHERE id = {rows})"));
+        let peak = self.peak();
+        println!("{} MiB idle, {} MiB at most", idle / MIB, peak / MIB);
+        self.running.sigterm().expect("it is asked to stop");
+        let ended = self.running.wait_timeout(LIMIT).expect("it stops");
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+        let digest = "SELECT count(*), md5(string_agg(md5(id || ' ' || md5(v)), '' ORDER BY id)) FROM t";
+        let [blue, green] = [&self.pair.blue, &self.pair.green]
+            .map(|cluster| cluster.sql(Pair::DATABASE, digest).expect("a digest"));
+        assert_eq!(blue, green);
+        peak
+    }
+
+    /// Waits until the memory has grown well over `idle`, and does not grow any more.
+    fn wait_until_filled(&mut self, idle: u64) {
+        let deadline = Instant::now() + LIMIT;
+        let (mut peak, mut since) = (self.peak(), Instant::now());
+        while peak < idle + 16 * MIB || since.elapsed() < STANDSTILL {
+            assert!(
+                Instant::now() < deadline,
+                "the memory does not stand still at {peak}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+            if self.peak() > peak {
+                (peak, since) = (self.peak(), Instant::now());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_million_rows_in_one_transaction() {
+    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v text)", 16, 50_000);
+    let script = "INSERT INTO t SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 1000000) n";
+    let peak = following.apply(script, 1_000_000);
+    assert!(peak < 64 * MIB + PROCESS, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn ten_million_rows_in_one_transaction() {
+    if !testbed::runs_long_tier() {
+        return;
+    }
+    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v text)", 112, 1_000_000);
+    let script = "INSERT INTO t SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 10000000) n";
+    let peak = following.apply(script, 10_000_000);
+    assert!(peak < 512 * MIB, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn rows_of_many_megabytes_in_one_transaction() {
+    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v bytea)", 16, 50_000);
+    // 8 MB each, 16 MB as text.
+    let script =
+        "INSERT INTO t SELECT n, decode(repeat(md5(n::text), 500000), 'hex') FROM generate_series(1, 40) n";
+    let peak = following.apply(script, 40);
+    assert!(peak < (64 + COPIES * 16) * MIB + PROCESS, "{} MiB", peak / MIB);
+}
