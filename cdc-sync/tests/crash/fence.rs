@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use testbed::pair::LIMIT;
-use testbed::{Pair, Process};
+use testbed::postgres::Builder;
+use testbed::{Pair, PgCluster, Process};
 
 use super::Moments;
 
@@ -62,8 +63,7 @@ fn wait_for_statement(pair: &Pair, running: &mut Process) {
     }
 }
 
-fn prepared() -> Pair {
-    let pair = Pair::start(12, 18).expect("two servers");
+fn prepared(pair: Pair) -> Pair {
     pair.on_blue(TABLE).expect("blue has the table");
     pair.verb(&["run", "--until-caught-up"], 0).expect("run");
     pair.on_green(SLOW).expect("green is slow");
@@ -72,7 +72,7 @@ fn prepared() -> Pair {
 
 #[test]
 fn restarts_over_a_running_statement_neither_lose_nor_repeat() {
-    let pair = prepared();
+    let pair = prepared(Pair::start(12, 18).expect("two servers"));
     let times = if testbed::runs_long_tier() { 100 } else { 15 };
     let (written, applied) = restarts(&pair, times);
     assert_eq!(written, 3 * times as i64);
@@ -83,7 +83,16 @@ fn restarts_over_a_running_statement_neither_lose_nor_repeat() {
 /// restarts repeat rows.
 #[test]
 fn without_the_fence_rows_are_repeated() {
-    let pair = prepared();
+    // A replication origin would have the successor end the session of the killed one, with its last statement.
+    let start = |builder: &Builder| {
+        let cluster = builder.start().expect("a server");
+        cluster.create_database(Pair::DATABASE).expect("a database");
+        cluster
+    };
+    let pair = prepared(Pair {
+        blue: start(&PgCluster::builder(12)),
+        green: start(&PgCluster::builder(18).setting("max_active_replication_origins", "0")),
+    });
     pair.on_green(DISARM).expect("the fence is taken out");
     pair.on_green(SLOWER).expect("green is slower");
     let counts = || {
