@@ -14,8 +14,9 @@ use crate::wire::Connection;
 use crate::wire::session::literal;
 
 const PREFIX: &str = "cdc_sync_";
-/// The role may not use origins, or the server is not made for them.
-const NOT_TO_BE_HAD: [&str; 2] = ["42501", "55000"];
+/// The role may not use origins, the server is not made for them, or has no room for another one. One direction does not
+/// need them.
+const NOT_TO_BE_HAD: [&str; 3] = ["42501", "55000", "53400"];
 /// How long a session that holds the origin may take to go.
 const LINGER: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
@@ -85,7 +86,7 @@ pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str)
                 .sqlstate
                 .is_some_and(|code| NOT_TO_BE_HAD.contains(&code.as_str()))
             {
-                tracing::info!(%error, "changes are applied without a replication origin: they are not told from others");
+                tracing::warn!(%error, "changes are applied without a replication origin: a stream back would return them");
                 return Ok(());
             }
             if error.is(SqlState::UNIQUE_VIOLATION) {
