@@ -105,7 +105,7 @@ const LANES: usize = 3;
 
 #[test]
 fn connections_cut_at_any_byte_lose_nothing_and_repeat_nothing() {
-    let each = if testbed::runs_long_tier() { 200 } else { 4 };
+    let each = if testbed::runs_long_tier() { 200 } else { 2 };
     try_each("cut", Act::Cut, each);
 }
 
