@@ -348,7 +348,7 @@ impl Connection {
         asked.await.inspect_err(|_| self.debts.torn = true)
     }
 
-    /// What is needed to ask the server about this session.
+    /// What is needed to ask the server about the session of this connection.
     pub(crate) fn as_silent(&self) -> Silent {
         Silent {
             config: self.config.clone(),
