@@ -133,13 +133,15 @@ pub trait Site: Send + Sync {
     // --- source ---
 
     /// Dumps the schema of the selected tables and what they need. `peer_tools_dir` is where the product's
-    /// own dump programs are, if the user said so.
+    /// own dump programs are, if the user said so. With `present`, tables that the target has already, foreign keys that
+    /// refer to these are part of it, and what else is there when it is created is left as it is.
     ///
     /// # Errors
     /// When the dump program is missing, too old or fails; says which and where it was looked for.
     fn dump_schema<'a>(
         &'a self,
         selection: &'a TableSelection,
+        present: Option<&'a TableSelection>,
         target: &'a SiteIdentity,
         tools_dir: Option<&'a std::path::Path>,
     ) -> BoxFuture<'a, SchemaDump>;
@@ -314,6 +316,28 @@ pub trait Site: Send + Sync {
     /// # Errors
     /// [`crate::Kind::Fenced`] when the epoch is not current.
     fn store_seed<'a>(&'a self, stream: &'a str, epoch: i64, seed: &'a SeedTable) -> BoxFuture<'a, ()>;
+
+    /// Takes tables out of the stream, to be copied anew beside it, those that the stream does not have included. For a
+    /// stream that has a checkpoint; a table that is not live stays as it is. Needs no fence: whoever runs the stream
+    /// finds them by [`Site::aside`].
+    ///
+    /// # Errors
+    /// When the write fails.
+    fn set_aside<'a>(&'a self, stream: &'a str, tables: &'a [TableName]) -> BoxFuture<'a, ()>;
+
+    /// The tables that are set aside.
+    ///
+    /// # Errors
+    /// When the read fails.
+    fn aside<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<TableName>>;
+
+    /// Gives the tables of `beside`, the stream they were copied and followed by, back to `stream`, as of the position
+    /// that `beside` has reached, and ends the checkpoint of `beside`; all in one transaction. `stream` must not have
+    /// passed that position.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Fenced`] when the epoch of `stream` is not current.
+    fn take_back<'a>(&'a self, stream: &'a str, epoch: i64, beside: &'a str) -> BoxFuture<'a, ()>;
 
     /// Notes that indexes and constraints have been added and statistics gathered.
     ///

@@ -1,6 +1,6 @@
 //! What an engine provides to read its log: a [`Source`] that moves bytes and a [`Decoder`] without I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use crate::batch::Batch;
@@ -43,6 +43,8 @@ pub struct StreamStart {
     /// tables whose seed already contains transactions up to a later position: changes up to it are counted
     /// as filtered
     pub seeded_to: HashMap<TableName, Position>,
+    /// tables that are copied beside the stream at the moment: all their changes are counted as filtered
+    pub aside: HashSet<TableName>,
     /// where the stream leads to: changes that the same job applied on the source, coming from there, are not sent back
     pub peer: Option<SiteIdentity>,
 }

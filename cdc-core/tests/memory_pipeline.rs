@@ -144,6 +144,7 @@ impl Stream {
                 stream: STREAM.into(),
                 selection: Default::default(),
                 seeded_to: Default::default(),
+                aside: Default::default(),
                 peer: None,
             },
             sink: Box::new(move |_| Ok(Box::new(target.sink(STREAM, epoch)) as Box<dyn Sink>)),

@@ -44,6 +44,8 @@ struct Archive {
     without: Vec<u32>,
     /// materialized views that hold rows on the source
     materialized: Vec<TableName>,
+    /// the target has a part of it
+    completes: bool,
 }
 
 /// Dumps the schema of the database, without the tables that `selection` leaves out.
@@ -51,6 +53,7 @@ pub(crate) async fn dump(
     config: &Config,
     version: ServerVersion,
     selection: &TableSelection,
+    present: Option<&TableSelection>,
     target: &SiteIdentity,
     tools_dir: Option<&Path>,
 ) -> Result<SchemaDump> {
@@ -63,7 +66,7 @@ pub(crate) async fn dump(
     })?;
     let tools = tools::find(tools_dir, version.major().max(target_major)).await?;
     let client = connect(config, &[("lock_timeout", LOCK_TIMEOUT)]).await?;
-    let left_out = selection::left_out(&client, selection).await?;
+    let left_out = selection::left_out(&client, selection, present).await?;
     let materialized = populated(&client).await?;
     let file = NamedTempFile::new()
         .map_err(|error| Error::new(Kind::Local, "cannot create a temporary file").caused_by(error))?;
@@ -97,6 +100,7 @@ pub(crate) async fn dump(
             pg_restore: tools.pg_restore,
             without: left_out.foreign_keys,
             materialized,
+            completes: present.is_some(),
         }),
     })
 }
@@ -121,7 +125,7 @@ pub(crate) async fn create(config: &Config, dump: &SchemaDump, phase: SchemaPhas
     let script = archive.script(phase).await?;
     let statements = script::statements(&script);
     match phase {
-        SchemaPhase::BeforeData => restore::before_data(config, &statements).await,
+        SchemaPhase::BeforeData => restore::before_data(config, &statements, archive.completes).await,
         SchemaPhase::AfterData => restore::after_data(config, &statements, Stage::WithinTables).await,
         SchemaPhase::AfterCatchUp => {
             restore::after_data(config, &statements, Stage::Rest).await?;

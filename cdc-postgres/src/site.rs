@@ -175,6 +175,7 @@ impl Site for PgSite {
     fn dump_schema<'a>(
         &'a self,
         selection: &'a TableSelection,
+        present: Option<&'a TableSelection>,
         target: &'a SiteIdentity,
         tools_dir: Option<&'a Path>,
     ) -> BoxFuture<'a, SchemaDump> {
@@ -182,6 +183,7 @@ impl Site for PgSite {
             &self.config,
             self.version,
             selection,
+            present,
             target,
             tools_dir,
         ))
@@ -351,6 +353,25 @@ impl Site for PgSite {
             let mut client = self.client().await?;
             state::checkpoint::store_seed(&mut client, stream, epoch, seed).await
         })
+    }
+
+    fn set_aside<'a>(&'a self, stream: &'a str, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
+        Box::pin(async move { state::aside::set(&mut self.client().await?, stream, tables).await })
+    }
+
+    fn aside<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<TableName>> {
+        Box::pin(async move {
+            let client = self.asking.get().await?;
+            self.asking
+                .settle(state::aside::list(&client, stream).await)
+                .await
+        })
+    }
+
+    fn take_back<'a>(&'a self, stream: &'a str, epoch: i64, beside: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(
+            async move { state::aside::take_back(&mut self.client().await?, stream, epoch, beside).await },
+        )
     }
 
     fn finish_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {

@@ -11,6 +11,7 @@
 //! status      what the running instance tells about itself
 //! ```
 
+pub(crate) mod aside;
 pub(crate) mod barrier;
 pub(crate) mod checkpoint;
 pub(crate) mod conflicts;

@@ -71,6 +71,7 @@ fn the_second_pass_allocates_nothing() {
             stream: "job".into(),
             selection: TableSelection::default(),
             seeded_to: HashMap::new(),
+            aside: Default::default(),
             peer: None,
         };
         let mut decoder = PgDecoder::new(ProtocolVersion::V1, &start).unwrap();

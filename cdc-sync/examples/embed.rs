@@ -55,6 +55,7 @@ async fn main() -> Result<()> {
             slot: "cdc_sync_embedded".into(),
         },
         selection: TableSelection::default(),
+        present: None,
         settings: RunSettings {
             until_caught_up: true,
             truncate_target: false,

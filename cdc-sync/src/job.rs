@@ -57,6 +57,19 @@ fn with_slot(job: String) -> JobNames {
     JobNames { job, slot }
 }
 
+/// The names of the stream that copies and follows tables of `job` beside the job's own.
+///
+/// A `~` is in no name that is given, and the hash tells the slot from those of other jobs.
+pub(crate) fn beside(job: &JobNames) -> JobNames {
+    let digest = Sha256::digest(job.job.as_bytes());
+    let suffix: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let slot: String = job.slot.chars().take(LONGEST - HASH_SUFFIX).collect();
+    JobNames {
+        job: format!("{}~beside", job.job),
+        slot: format!("{slot}_{suffix}"),
+    }
+}
+
 fn slot_characters(text: &str) -> impl Iterator<Item = char> {
     text.chars().map(|c| {
         if c.is_ascii_alphanumeric() {
@@ -121,6 +134,19 @@ mod tests {
             named("Shop-13.to_16").map(|n| n.slot).ok(),
             Some("cdc_sync_shop_13_to_16".into())
         );
+    }
+
+    #[test]
+    fn the_stream_beside_has_names_of_its_own_that_fit() {
+        for name in ["shop", &"x".repeat(54)] {
+            let job = named(name).expect("it fits");
+            let beside = beside(&job);
+            assert!(named(&beside.job).is_err(), "{beside:?}");
+            assert!(
+                beside.slot != job.slot && beside.slot.len() <= LONGEST,
+                "{beside:?}"
+            );
+        }
     }
 
     #[test]

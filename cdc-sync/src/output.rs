@@ -99,6 +99,7 @@ fn stable_keys(kind: &str) -> &'static [&'static str] {
             "next_command",
         ],
         "conflicts" => &["conflicts"],
+        "resync" => &["tables", "running"],
         "verify" => &["tables", "differences", "unverifiable"],
         _ => &[],
     }

@@ -250,7 +250,7 @@ impl Bars {
 fn done_bytes(table: &TableProgress) -> u64 {
     match table.phase {
         SeedPhase::Todo => 0,
-        SeedPhase::Copying => table.bytes.min(table.disk_bytes / 100 * 99),
+        SeedPhase::Copying | SeedPhase::Aside => table.bytes.min(table.disk_bytes / 100 * 99),
         SeedPhase::Live => table.disk_bytes,
     }
 }

@@ -66,7 +66,7 @@ pub struct Lag {
 pub struct TableCounts {
     /// not begun
     pub todo: u64,
-    /// begun
+    /// begun, or copied anew beside the stream
     pub copying: u64,
     /// complete
     pub live: u64,
@@ -134,7 +134,7 @@ impl TableCounts {
         for phase in phases {
             match phase {
                 SeedPhase::Todo => counts.todo += 1,
-                SeedPhase::Copying => counts.copying += 1,
+                SeedPhase::Copying | SeedPhase::Aside => counts.copying += 1,
                 SeedPhase::Live => counts.live += 1,
             }
         }

@@ -55,6 +55,7 @@ async fn drain(pair: &Pair, handler: Option<Arc<ByKey>>) -> Result<RunOutcome> {
             slot: "cdc_sync_asked".into(),
         },
         selection: TableSelection::default(),
+        present: None,
         settings: RunSettings {
             until_caught_up: true,
             truncate_target: false,

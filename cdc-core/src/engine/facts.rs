@@ -147,6 +147,8 @@ pub enum SeedPhase {
     Copying,
     /// complete
     Live,
+    /// taken out of the stream, to be copied anew beside it
+    Aside,
 }
 
 /// The seed of one table, as stored on the target.

@@ -14,6 +14,7 @@ const BEATS_UNDER_WAY: usize = 65_536;
 #[derive(Debug, Default)]
 pub struct Control {
     stop: AtomicBool,
+    renew: AtomicBool,
     deadline: Mutex<Option<Instant>>,
     /// lets a verify hold the stream still
     pub gate: Gate,
@@ -41,6 +42,21 @@ impl Control {
     /// Whether a stop was asked for.
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Asks the session under way to end after what it has read, so that the next one sees what has changed around it.
+    pub fn renew_session(&self) {
+        self.renew.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes that a session begins: it sees everything that a request to renew was about.
+    pub fn session_begins(&self) {
+        self.renew.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the session is to read no more.
+    pub(crate) fn session_ends(&self) -> bool {
+        self.stopping() || self.renew.load(Ordering::SeqCst)
     }
 
     /// Whether a stop was asked for and its time is over.

@@ -75,7 +75,7 @@ impl ReadStage {
 
     fn read_until_stopped(&mut self) -> Result<()> {
         let mut flowing = false;
-        while !self.control.stopping() {
+        while !self.control.session_ends() {
             if std::mem::take(&mut flowing) {
                 std::thread::sleep(GATHER);
             }

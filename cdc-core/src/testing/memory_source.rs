@@ -431,7 +431,8 @@ impl MemoryDecoder {
 
     fn wanted(&self, schema: &TableSchema, txn: &SourceTxn) -> Result<bool> {
         let seeded = self.start.seeded_to.get(&schema.name).map(offset).transpose()?;
-        Ok(self.start.selection.selects(&schema.name) && seeded.is_none_or(|seeded| txn.offset > seeded))
+        let ours = self.start.selection.selects(&schema.name) && !self.start.aside.contains(&schema.name);
+        Ok(ours && seeded.is_none_or(|seeded| txn.offset > seeded))
     }
 
     /// Whether a heartbeat or marker row belongs to our stream.

@@ -54,7 +54,7 @@ impl PgDecoder {
             stream: start.stream.clone(),
             peer: start.peer.clone(),
             from,
-            relations: Relations::new(start.selection.clone(), seeded_to?),
+            relations: Relations::new(start, seeded_to?),
             tuples: TupleReader::default(),
             open: None,
             reached: from,

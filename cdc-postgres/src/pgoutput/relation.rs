@@ -3,11 +3,12 @@
 //! A Relation message is sent before a table's first change in a session and again after every invalidation, also
 //! in the middle of a transaction. Ids mean nothing beyond the session, so the cache lives and dies with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use cdc_core::engine::TableSelection;
 use cdc_core::model::{CellReader, Identity, TableRole};
+use cdc_core::source::StreamStart;
 use cdc_core::{Batch, ColumnSchema, Error, Kind, Result, TableName, TableSchema};
 use foldhash::fast::RandomState;
 
@@ -73,6 +74,7 @@ impl Known {
 #[derive(Debug)]
 pub(super) struct Relations {
     selection: TableSelection,
+    aside: HashSet<TableName>,
     seeded_to: HashMap<TableName, Lsn>,
     tables: Vec<Known>,
     index: HashMap<u32, usize, RandomState>,
@@ -83,9 +85,10 @@ pub(super) struct Relations {
 }
 
 impl Relations {
-    pub(super) fn new(selection: TableSelection, seeded_to: HashMap<TableName, Lsn>) -> Relations {
+    pub(super) fn new(start: &StreamStart, seeded_to: HashMap<TableName, Lsn>) -> Relations {
         Relations {
-            selection,
+            selection: start.selection.clone(),
+            aside: start.aside.clone(),
             seeded_to,
             tables: Vec::new(),
             index: HashMap::default(),
@@ -180,6 +183,7 @@ impl Relations {
     fn handling(&self, schema: &TableSchema) -> Result<Handling> {
         Ok(match schema.role {
             TableRole::User if schema.name.schema == OWN_SCHEMA => Handling::Internal,
+            TableRole::User if self.aside.contains(&schema.name) => Handling::Filtered,
             TableRole::User if self.selection.selects(&schema.name) => Handling::Decode,
             TableRole::User => Handling::Filtered,
             TableRole::Heartbeat | TableRole::Marker => match schema.column("stream") {

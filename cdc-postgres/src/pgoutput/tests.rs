@@ -26,6 +26,7 @@ pub(super) fn start() -> StreamStart {
         stream: "job".into(),
         selection: TableSelection::default(),
         seeded_to: HashMap::new(),
+        aside: Default::default(),
         peer: Some(SiteIdentity {
             product: String::new(),
             system: "7".into(),

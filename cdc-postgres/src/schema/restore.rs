@@ -32,8 +32,16 @@ const DISPENSED: &[&str] = &["42704", "42501"];
 /// Two builds at a time: each reads a table once and sorts on a processor of its own.
 const BUILDERS: usize = 2;
 
-/// The statements before the data, in one transaction: a schema is there whole or not at all.
-pub(super) async fn before_data(config: &Config, statements: &[Statement<'_>]) -> Result<()> {
+/// How a statement fails whose object is there: schemas, relations, types and the like, functions, identity columns.
+const THERE: &[&str] = &["42P06", "42P07", "42710", "42723", "55000"];
+
+/// The statements before the data, in one transaction: a schema is there whole or not at all. One that `completes` what
+/// is there leaves it as it is.
+pub(super) async fn before_data(
+    config: &Config,
+    statements: &[Statement<'_>],
+    completes: bool,
+) -> Result<()> {
     let client = connect(config, &[]).await?;
     let version = server_version(&client).await?;
     let mut refused = Vec::new();
@@ -42,7 +50,8 @@ pub(super) async fn before_data(config: &Config, statements: &[Statement<'_>]) -
         .iter()
         .filter(|statement| !is_unknown_setting(**statement, version))
     {
-        if !is_dispensable(*statement) {
+        let dispensable = is_dispensable(*statement);
+        if !dispensable && !completes {
             let text = without_existing_schema(*statement);
             client
                 .batch_execute(&text)
@@ -50,13 +59,17 @@ pub(super) async fn before_data(config: &Config, statements: &[Statement<'_>]) -
                 .map_err(|error| failed(*statement, error))?;
             continue;
         }
-        let guarded = format!("SAVEPOINT dispensable; {}; RELEASE dispensable", statement.text());
+        let text = without_existing_schema(*statement);
+        let guarded = format!("SAVEPOINT guarded; {text}; RELEASE guarded");
         if let Err(error) = client.batch_execute(&guarded).await {
-            if !has_code(&error, DISPENSED) {
+            if dispensable && has_code(&error, DISPENSED) {
+                refused.push(refusal(*statement, &error));
+            } else if completes && has_code(&error, THERE) {
+                tracing::debug!("there already: {}", statement.title());
+            } else {
                 return Err(failed(*statement, error));
             }
-            batch(&client, "ROLLBACK TO dispensable").await?;
-            refused.push(refusal(*statement, &error));
+            batch(&client, "ROLLBACK TO guarded").await?;
         }
     }
     failpoint!("schema.before-commit", error);

@@ -31,12 +31,16 @@ pub(super) struct LeftOut {
     pub(super) foreign_keys: Vec<u32>,
 }
 
-/// What `selection` leaves out of the database.
-pub(super) async fn left_out(client: &Client, selection: &TableSelection) -> Result<LeftOut> {
+/// What `selection` leaves out of the database. Foreign keys may refer to tables that are `present` on the target.
+pub(super) async fn left_out(
+    client: &Client,
+    selection: &TableSelection,
+    present: Option<&TableSelection>,
+) -> Result<LeftOut> {
     if selection.include.is_empty() && selection.exclude.is_empty() {
         return Ok(LeftOut::default());
     }
-    Ok(choose(&read(client).await?, selection))
+    Ok(choose(&read(client).await?, selection, present))
 }
 
 async fn read(client: &Client) -> Result<Relations> {
@@ -87,7 +91,7 @@ async fn pairs(client: &Client, statement: &str) -> Result<Vec<(u32, u32)>> {
 }
 
 /// Selected tables stay, with their parents; views stay when all they read stays.
-fn choose(relations: &Relations, selection: &TableSelection) -> LeftOut {
+fn choose(relations: &Relations, selection: &TableSelection, present: Option<&TableSelection>) -> LeftOut {
     let mut kept: HashSet<u32> = relations
         .names
         .iter()
@@ -113,7 +117,14 @@ fn choose(relations: &Relations, selection: &TableSelection) -> LeftOut {
         .map(|(_, (name, _))| name.clone())
         .collect();
     left.sort();
-    let dangling = |(_, table, refers): &&(u32, u32, u32)| kept.contains(table) && !kept.contains(refers);
+    let is_present = |oid: &u32| {
+        let name = relations.names.get(oid).map(|(name, _)| name);
+        name.zip(present)
+            .is_some_and(|(name, present)| present.selects(name))
+    };
+    let dangling = |(_, table, refers): &&(u32, u32, u32)| {
+        kept.contains(table) && !kept.contains(refers) && !is_present(refers)
+    };
     LeftOut {
         relations: left,
         foreign_keys: relations
@@ -162,7 +173,7 @@ mod tests {
             include: vec!["part_1".into()],
             exclude: Vec::new(),
         };
-        let left = choose(&relations, &selection);
+        let left = choose(&relations, &selection, None);
         assert_eq!(
             names(&left),
             [
@@ -173,12 +184,18 @@ mod tests {
             ]
         );
         assert_eq!(left.foreign_keys, [10]);
+        let everything = TableSelection::default();
+        let left = choose(&relations, &selection, Some(&everything));
+        assert!(
+            left.foreign_keys.is_empty() && left.relations.len() == 4,
+            "{left:?}"
+        );
         let selection = TableSelection {
             include: Vec::new(),
             exclude: vec!["other".into()],
         };
         assert_eq!(
-            names(&choose(&relations, &selection)),
+            names(&choose(&relations, &selection, None)),
             ["public.other", "public.v_other", "public.v_v_other"]
         );
     }

@@ -84,6 +84,7 @@ pub(crate) async fn tail(
         stream: names.job.clone(),
         selection: selection.clone(),
         seeded_to: HashMap::new(),
+        aside: Default::default(),
         peer: None,
     };
     let decoder = PgDecoder::new(ProtocolVersion::V1, &start)?;

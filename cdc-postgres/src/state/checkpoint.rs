@@ -76,6 +76,7 @@ fn seed_table(row: &Row) -> Result<SeedTable> {
         "todo" => SeedPhase::Todo,
         "copying" => SeedPhase::Copying,
         "live" => SeedPhase::Live,
+        "aside" => SeedPhase::Aside,
         other => {
             return Err(
                 Error::new(Kind::Check, format!("unknown seed phase {other}")).object("cdc_sync.seed")
@@ -99,6 +100,7 @@ fn phase_name(phase: SeedPhase) -> &'static str {
         SeedPhase::Todo => "todo",
         SeedPhase::Copying => "copying",
         SeedPhase::Live => "live",
+        SeedPhase::Aside => "aside",
     }
 }
 

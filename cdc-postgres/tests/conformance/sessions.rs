@@ -133,6 +133,7 @@ impl<'h> Stream<'h> {
                 stream: STREAM.into(),
                 selection: Default::default(),
                 seeded_to: Default::default(),
+                aside: Default::default(),
                 peer: None,
             },
             sink: Box::new(move |_| Ok(Box::new(sink))),

@@ -71,6 +71,7 @@ impl PgSourceHarness {
             stream: self.job.job.clone(),
             selection: TableSelection::default(),
             seeded_to: Default::default(),
+            aside: Default::default(),
             peer: None,
         })
     }

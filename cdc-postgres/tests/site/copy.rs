@@ -101,7 +101,7 @@ fn copies_the_snapshot(from: u16, to: u16) {
     let everything = TableSelection::default();
     let tools = postgres_tools().unwrap().bin;
     let dump = runtime
-        .block_on(blue.dump_schema(&everything, green.identity(), Some(&tools)))
+        .block_on(blue.dump_schema(&everything, None, green.identity(), Some(&tools)))
         .unwrap();
     runtime
         .block_on(green.create_schema(&dump, SchemaPhase::BeforeData))

@@ -121,7 +121,7 @@ async fn copies_a_rich_schema(from: u16, to: u16, extra: &str) {
         .unwrap();
     let (blue, green) = (site(&source).await, site(&target).await);
     let dump = blue
-        .dump_schema(&TableSelection::default(), green.identity(), Some(&tools()))
+        .dump_schema(&TableSelection::default(), None, green.identity(), Some(&tools()))
         .await
         .unwrap();
     green.create_schema(&dump, SchemaPhase::BeforeData).await.unwrap();
@@ -195,7 +195,7 @@ async fn only_what_is_selected_is_copied() {
         exclude: Vec::new(),
     };
     let dump = blue
-        .dump_schema(&selection, green.identity(), Some(&tools()))
+        .dump_schema(&selection, None, green.identity(), Some(&tools()))
         .await
         .unwrap();
     for phase in [
@@ -230,7 +230,7 @@ async fn a_statement_that_fails_is_named_and_nothing_stays() {
     target.sql("db", "CREATE TYPE in_the_way AS ENUM ()").unwrap();
     let (blue, green) = (site(&source).await, site(&target).await);
     let dump = blue
-        .dump_schema(&TableSelection::default(), green.identity(), Some(&tools()))
+        .dump_schema(&TableSelection::default(), None, green.identity(), Some(&tools()))
         .await
         .unwrap();
     let error = green
@@ -251,7 +251,12 @@ async fn a_statement_that_fails_is_named_and_nothing_stays() {
 
     let nowhere = tempfile::tempdir().unwrap();
     let error = blue
-        .dump_schema(&TableSelection::default(), green.identity(), Some(nowhere.path()))
+        .dump_schema(
+            &TableSelection::default(),
+            None,
+            green.identity(),
+            Some(nowhere.path()),
+        )
         .await
         .unwrap_err();
     assert_eq!(error.kind(), Kind::Check);

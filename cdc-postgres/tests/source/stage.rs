@@ -109,6 +109,7 @@ impl Stage {
                 exclude: vec!["public.excluded".into()],
             },
             seeded_to: HashMap::new(),
+            aside: Default::default(),
             peer: None,
         }
     }

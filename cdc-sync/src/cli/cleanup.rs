@@ -5,8 +5,8 @@ use cdc_core::{Error, Kind, Result};
 use serde::Serialize;
 
 use super::session::{Session, Sites};
-use crate::exit;
 use crate::output::{self, Report};
+use crate::{exit, job};
 
 #[derive(Debug, Serialize)]
 struct Body {
@@ -50,11 +50,21 @@ pub(super) async fn cleanup(session: &Session) -> Result<Report> {
     Ok(Report::new(exit::OK, &body, human))
 }
 
-/// The source first: what it retains for a job that is gone is what hurts.
+/// The source first: what it retains for a job that is gone is what hurts. What a copy beside the stream has left goes
+/// before the job's own, which then finds itself the last to use what they share.
 async fn both(sites: &Sites, dry_run: bool) -> Result<(CleanupReport, CleanupReport)> {
-    let source = sites.source.cleanup(Side::Source, &sites.names, dry_run).await?;
-    let target = sites.target.cleanup(Side::Target, &sites.names, dry_run).await?;
-    Ok((source, target))
+    let beside = job::beside(&sites.names);
+    let mut reports = (CleanupReport::default(), CleanupReport::default());
+    for (site, side, report) in [
+        (&sites.source, Side::Source, &mut reports.0),
+        (&sites.target, Side::Target, &mut reports.1),
+    ] {
+        report.dropped = site.cleanup(side, &beside, dry_run).await?.dropped;
+        let own = site.cleanup(side, &sites.names, dry_run).await?;
+        report.dropped.extend(own.dropped);
+        report.stays = own.stays;
+    }
+    Ok(reports)
 }
 
 async fn refuse_while_held(sites: &Sites) -> Result<()> {

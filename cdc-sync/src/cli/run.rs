@@ -156,6 +156,7 @@ async fn begin(session: &Session, args: &Run) -> Result<Report> {
         target: Arc::clone(&sites.target),
         names: sites.names.clone(),
         selection: selection.clone(),
+        present: None,
         settings: settings(session, args),
         control: Arc::new(Control::new()),
         conflicts: None,

@@ -63,6 +63,11 @@ impl Session {
     pub(super) fn new(cli: Cli, stop: Stop, canvas: MultiProgress) -> Result<(Self, Verb)> {
         let Cli { verb, common } = cli;
         refuse_dry_run(&common, &verb)?;
+        if matches!(verb, Verb::Resync(_)) && common.table.is_empty() {
+            return Err(Error::new(Kind::Config, "resync needs to be told the tables")
+                .object("--table")
+                .remedy("give --table schema.table, with * and ? for several; repeatable"));
+        }
         let config = given(common.config.clone()).map(PathBuf::from);
         let flags = flags(&common, &verb)?;
         // `init` writes the file that -c names.

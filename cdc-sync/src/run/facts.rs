@@ -8,6 +8,7 @@ use cdc_core::plan::TargetCatalog;
 use tokio::sync::Mutex;
 
 use super::RunContext;
+use super::tables::widened;
 
 /// The facts of a run.
 #[derive(Debug, Default)]
@@ -26,7 +27,9 @@ impl TargetFacts {
     /// Reads the facts: for a new session, and after the target's schema was changed by us.
     pub(super) async fn read(&self, context: &RunContext) -> Result<()> {
         let _reading = self.reading.lock().await;
-        let mut tables = context.target.target_tables(&context.selection).await?;
+        let state = context.target.stream_state(&context.names.job).await?;
+        let selection = widened(&context.selection, &state.seed);
+        let mut tables = context.target.target_tables(&selection).await?;
         for table in &mut tables {
             table.policy = context.settings.conflicts.policy(&table.name);
         }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
-use cdc_core::pipeline::Phase;
-use cdc_core::{Error, Result};
+use cdc_core::pipeline::{Control, Phase};
+use cdc_core::{Error, Kind, Result};
 
+use super::beside::{Beside, Turn};
 use super::facts::TargetFacts;
 use super::retry::{in_time, persist};
 use super::tables::JobTables;
@@ -15,6 +16,9 @@ use super::{RunContext, heartbeat, supervise, watch};
 /// How often markers and stop requests are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How often tables that were set aside are looked for.
+const BESIDE_EVERY: Duration = Duration::from_secs(1);
+
 /// What following achieved.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
@@ -22,27 +26,43 @@ pub(super) struct Followed {
     pub(super) caught_up: bool,
 }
 
-/// Follows the source. With `schema`, adds foreign keys and triggers once every table's snapshot is passed.
-pub(super) async fn follow(
+/// What following and working towards a goal share.
+pub(super) struct Following {
+    pub(super) tables: JobTables,
+    pub(super) facts: TargetFacts,
+    pub(super) turn: Turn,
+}
+
+impl Following {
+    pub(super) fn new(tables: JobTables) -> Arc<Self> {
+        Arc::new(Self {
+            tables,
+            facts: TargetFacts::default(),
+            turn: Turn::default(),
+        })
+    }
+}
+
+/// Follows the source until stopped, or until `goal` is reached; `None` when it was not.
+pub(super) async fn follow<T>(
     context: &Arc<RunContext>,
     fence: Box<dyn Fence>,
-    tables: JobTables,
-    schema: Option<SchemaDump>,
-) -> Result<Followed> {
-    let tables = Arc::new(tables);
+    following: &Arc<Following>,
+    goal: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
     let epoch = fence.epoch();
     context.stats.update(|stats| stats.phase = Phase::CatchingUp);
-    let facts = Arc::new(TargetFacts::default());
     let sessions = {
-        let (context, facts) = (Arc::clone(context), Arc::clone(&facts));
-        tokio::task::spawn_blocking(move || supervise::supervise(&context, &facts, epoch))
+        let (context, following) = (Arc::clone(context), Arc::clone(following));
+        tokio::task::spawn_blocking(move || {
+            supervise::supervise(&context, &following.facts, &following.turn, epoch)
+        })
     };
-    let watching = tokio::spawn(watch::watch(Arc::clone(context), fence, Arc::clone(&tables)));
+    let watching = tokio::spawn(watch::watch(Arc::clone(context), fence, Arc::clone(following)));
     let beating = context
         .settings
         .heartbeat
         .map(|every| tokio::spawn(heartbeat::beat(Arc::clone(context), every)));
-    let goal = goal(context, epoch, &tables, &facts, schema);
     let ended = steer(context, sessions, watching, goal).await;
     if let Some(beating) = beating {
         beating.abort();
@@ -53,23 +73,36 @@ pub(super) async fn follow(
 
 type Task = tokio::task::JoinHandle<Result<()>>;
 
-/// Works towards the goal while the sessions run; whatever ends, the sessions end too before this returns.
-async fn steer(
-    context: &Arc<RunContext>,
+/// Works towards the goal while the sessions run; whatever ends, the others end too before this returns.
+async fn steer<T>(
+    context: &RunContext,
     mut sessions: Task,
     mut watching: Task,
-    goal: impl Future<Output = Result<Followed>>,
-) -> Result<Followed> {
-    let first_end = tokio::select! {
+    goal: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    let patience = context.settings.shutdown_timeout;
+    let mut goal = std::pin::pin!(goal);
+    let (first_end, session_end) = tokio::select! {
         ended = &mut sessions => {
-            watching.abort();
-            return flatten(ended).map(|()| Followed::default());
+            context.control.stop(patience);
+            // What it began ends in good order if it can; every step of it can be taken up again.
+            let _ = tokio::time::timeout(patience, &mut goal).await;
+            (Ok(None), flatten(ended))
         }
-        ended = &mut watching => flatten(ended).map(|()| Followed::default()),
-        reached = goal => reached,
+        ended = &mut watching => {
+            context.control.stop(patience);
+            (flatten(ended).map(|()| None), flatten(sessions.await))
+        }
+        reached = &mut goal => {
+            let stopped = context.control.stopping();
+            context.control.stop(patience);
+            let reached = match reached {
+                Err(error) if stopped && error.kind() == Kind::Interrupted => Ok(None),
+                reached => reached.map(Some),
+            };
+            (reached, flatten(sessions.await))
+        }
     };
-    context.control.stop(context.settings.shutdown_timeout);
-    let session_end = flatten(sessions.await);
     watching.abort();
     // A session that stopped for the operator says why; what came after it is only the consequence.
     session_end?;
@@ -80,26 +113,30 @@ fn flatten(joined: std::result::Result<Result<()>, tokio::task::JoinError>) -> R
     joined.unwrap_or_else(|error| Err(Error::bug("a task of the run panicked").caused_by(error)))
 }
 
-/// Returns when there is nothing left to do: never, for a plain `run`.
-async fn goal(
-    context: &RunContext,
+/// What is to be done beside following: with `schema`, foreign keys and triggers are added once every table's snapshot is
+/// passed. Returns when nothing is left: never, for a plain `run`.
+pub(super) async fn goal(
+    context: &Arc<RunContext>,
     epoch: i64,
-    tables: &JobTables,
-    facts: &TargetFacts,
+    following: &Following,
     schema: Option<SchemaDump>,
 ) -> Result<Followed> {
     let (source, target) = (&context.source, &context.target);
     if let Some(schema) = schema {
         pass_marker(context, "schema").await?;
         complete_schema(context, epoch, &schema).await?;
+        let facts = &following.facts;
         persist(context, "reading the target's tables", || facts.read(context)).await?;
         context.reporter.note("foreign keys and triggers are in place");
     }
-    if !context.settings.until_caught_up {
-        return std::future::pending().await;
+    let mut beside = Beside::new(context, epoch, following);
+    while beside.attend().await? || !context.settings.until_caught_up {
+        not_stopping(&context.control)?;
+        tokio::time::sleep(BESIDE_EVERY).await;
     }
     pass_marker(context, "caught-up").await?;
     // Whoever hears "caught up" may switch over: a table that came later must not be missed then.
+    let tables = &following.tables;
     persist(context, "comparing the tables", || tables.look(context)).await?;
     let sequences = persist(context, "reading the sequences", || source.sequences()).await?;
     let buffer = context.settings.sequence_buffer;
@@ -114,7 +151,7 @@ async fn goal(
 }
 
 /// Adds what waits until all tables agree.
-async fn complete_schema(context: &RunContext, epoch: i64, schema: &SchemaDump) -> Result<()> {
+pub(super) async fn complete_schema(context: &RunContext, epoch: i64, schema: &SchemaDump) -> Result<()> {
     let target = &context.target;
     persist(context, "adding foreign keys and triggers", || {
         target.create_schema(schema, SchemaPhase::AfterCatchUp)
@@ -131,7 +168,7 @@ async fn complete_schema(context: &RunContext, epoch: i64, schema: &SchemaDump) 
 /// The answer to the COMMIT of a marker's transaction may be lost: it is on the target then, and the stream, which
 /// resumes after it, does not bring it again. So each time the stream was restarted another marker is written, and
 /// any of them will do.
-async fn pass_marker(context: &RunContext, purpose: &str) -> Result<()> {
+pub(super) async fn pass_marker(context: &RunContext, purpose: &str) -> Result<()> {
     let mut written = Vec::new();
     loop {
         let restarts = context.stats.snapshot().restarts;
@@ -146,9 +183,21 @@ async fn pass_marker(context: &RunContext, purpose: &str) -> Result<()> {
                 return Ok(());
             }
             in_time(context.settings.deadline)?;
+            not_stopping(&context.control)?;
             tokio::time::sleep(TICK).await;
         }
     }
+}
+
+/// An error when a stop was asked for.
+pub(super) fn not_stopping(control: &Control) -> Result<()> {
+    if control.stopping() {
+        return Err(Error::new(
+            Kind::Interrupted,
+            "stopped; the next run takes it up again",
+        ));
+    }
+    Ok(())
 }
 
 fn marker_id(purpose: &str, number: usize) -> String {

@@ -10,6 +10,7 @@
 
 mod advice;
 mod backoff;
+mod beside;
 mod facts;
 mod follow;
 mod heartbeat;
@@ -27,10 +28,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cdc_core::conflict::{ConflictHandler, Policy, PolicyRules};
-use cdc_core::engine::{Fence, JobNames, SeedPhase, SeedTable, SequenceAdvance};
+use cdc_core::engine::{Fence, JobNames, SchemaDump, SeedPhase, SeedTable, SequenceAdvance};
 use cdc_core::pipeline::{Control, PipelineConfig, StatsSnapshot, StreamStats};
 use cdc_core::{Kind, Position, Result, Site, TableName, TableSelection};
 
+use follow::Following;
 pub use progress::{Reporter, SeedProgress, TableProgress};
 pub(crate) use retention::standing;
 use tables::JobTables;
@@ -78,6 +80,8 @@ pub struct RunContext {
     pub names: JobNames,
     /// which tables
     pub selection: TableSelection,
+    /// tables that the target has already and another stream follows, when this one completes its schema
+    pub present: Option<TableSelection>,
     /// what it was told
     pub settings: RunSettings,
     /// stop requests; the caller's signal handler calls [`Control::stop`]
@@ -179,22 +183,46 @@ fn announce_policies(rules: &PolicyRules, tables: &[SeedTable]) -> Result<()> {
 /// Seeds what is not seeded, then follows; `false` when a stop ended the seed.
 async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut RunOutcome) -> Result<bool> {
     let epoch = fence.epoch();
+    let seeded = match seed_all(context, epoch).await {
+        Ok(seeded) => seeded,
+        Err(error) if error.kind() == Kind::Interrupted && context.control.stopping() => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    outcome.seed = seeded.summary;
+    let following = Following::new(seeded.tables);
+    let goal = follow::goal(context, epoch, &following, seeded.schema);
+    let followed = follow::follow(context, fence, &following, goal).await?;
+    if let Some(followed) = followed {
+        outcome.sequences = followed.sequences;
+        outcome.caught_up = followed.caught_up;
+    }
+    Ok(true)
+}
+
+/// A job whose tables are all complete, each as of its own snapshot.
+struct Seeded {
+    tables: JobTables,
+    /// what is still to be created on the target when the stream has passed all snapshots
+    schema: Option<SchemaDump>,
+    summary: SeedSummary,
+}
+
+/// Lays the job's ground if that is not done, and copies what is not copied.
+async fn seed_all(context: &Arc<RunContext>, epoch: i64) -> Result<Seeded> {
     let prepared = prepare::prepare(context, epoch).await?;
     announce_policies(&context.settings.conflicts, &prepared.seed)?;
     let tables = JobTables::new(&prepared.seed);
     let unseeded: Vec<TableName> = prepared
         .seed
         .iter()
-        .filter(|table| table.phase != SeedPhase::Live)
+        .filter(|table| !matches!(table.phase, SeedPhase::Live | SeedPhase::Aside))
         .map(|table| table.table.clone())
         .collect();
-    if !unseeded.is_empty() {
-        outcome.seed = match seed::seed(context, epoch, prepared.snapshot, prepared.seed).await {
-            Ok(summary) => summary,
-            Err(error) if error.kind() == Kind::Interrupted => return Ok(false),
-            Err(error) => return Err(error),
-        };
-    }
+    let summary = if unseeded.is_empty() {
+        SeedSummary::default()
+    } else {
+        seed::seed(context, epoch, prepared.snapshot, prepared.seed).await?
+    };
     let schema = if prepared.schema_pending {
         Some(retention::watched(context, prepare::create_indexes(context, prepared.dump)).await?)
     } else {
@@ -202,8 +230,9 @@ async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut Ru
         retention::watched(context, prepare::analyze(context, &unseeded)).await?;
         None
     };
-    let followed = follow::follow(context, fence, tables, schema).await?;
-    outcome.sequences = followed.sequences;
-    outcome.caught_up = followed.caught_up;
-    Ok(true)
+    Ok(Seeded {
+        tables,
+        schema,
+        summary,
+    })
 }

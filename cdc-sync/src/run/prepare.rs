@@ -226,12 +226,15 @@ async fn create_tables(context: &RunContext, epoch: i64, tables: &[TableName]) -
     Ok(schema)
 }
 
-async fn dump_schema(context: &RunContext) -> Result<SchemaDump> {
+pub(super) async fn dump_schema(context: &RunContext) -> Result<SchemaDump> {
     let tools = context.settings.tools_dir.as_deref();
     persist(context, "dumping the schema", || {
-        context
-            .source
-            .dump_schema(&context.selection, context.target.identity(), tools)
+        context.source.dump_schema(
+            &context.selection,
+            context.present.as_ref(),
+            context.target.identity(),
+            tools,
+        )
     })
     .await
 }

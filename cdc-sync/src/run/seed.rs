@@ -235,7 +235,7 @@ impl<'a> Round<'a> {
         summary: &mut SeedSummary,
     ) -> Result<()> {
         let todo: Vec<usize> = (0..self.tables.len())
-            .filter(|table| self.tables[*table].phase != SeedPhase::Live)
+            .filter(|table| matches!(self.tables[*table].phase, SeedPhase::Todo | SeedPhase::Copying))
             .collect();
         let mut todo = todo.into_iter().peekable();
         let mut unfinished = 0;

@@ -1,25 +1,28 @@
 //! Keeps sessions of the stream going: every fault that time can mend leads to a new session from the
 //! checkpoint on the target.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cdc_core::engine::SeedPhase;
 use cdc_core::pipeline::{Phase, Session, run_session};
 use cdc_core::source::StreamStart;
 use cdc_core::{Action, Error, Kind, Result};
 
 use super::RunContext;
 use super::backoff::Backoff;
+use super::beside::Turn;
 use super::facts::TargetFacts;
+use super::tables::widened;
 
 /// Faults of the kind that a quick retry mends (deadlocks) before they count as permanent.
 const QUICK_RETRIES: u32 = 100;
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// Runs sessions until the stream is stopped or a fault needs the operator. Blocks: call it on a thread of its
-/// own.
-pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<()> {
+/// Runs sessions until the stream is stopped or a fault needs the operator, each in its `turn`. Blocks: call it on a
+/// thread of its own.
+pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, turn: &Turn, epoch: i64) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -28,11 +31,15 @@ pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, epoch: i64) -
     let mut retries = 0;
     loop {
         let groups = context.stats.snapshot().groups;
-        let error = match runtime
+        let ours = runtime.block_on(turn.take());
+        context.control.session_begins();
+        let ended = runtime
             .block_on(open(context, facts, epoch))
-            .and_then(run_session)
-        {
-            Ok(_) => return Ok(()),
+            .and_then(run_session);
+        drop(ours);
+        let error = match ended {
+            Ok(_) if context.control.stopping() => return Ok(()),
+            Ok(_) => continue,
             Err(error) => error,
         };
         if context.control.stopping()
@@ -91,6 +98,9 @@ async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<S
             .remedy("was `cleanup` run, or the target restored? seed again with run --truncate-target")
     })?;
     checkpoint.source = source.resume(&checkpoint).await?;
+    let selection = widened(selection, &state.seed);
+    let aside = state.seed.iter().filter(|table| table.phase == SeedPhase::Aside);
+    let aside: HashSet<_> = aside.map(|table| table.table.clone()).collect();
     let seeded_to: HashMap<_, _> = state
         .seed
         .into_iter()
@@ -104,8 +114,9 @@ async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<S
         start: StreamStart {
             from: checkpoint.position.clone(),
             stream: names.job.clone(),
-            selection: selection.clone(),
+            selection,
             seeded_to,
+            aside,
             peer: Some(target.identity().clone()),
         },
         sink: Box::new(move |runtime| runtime.block_on(sink_target.sink(&stream, epoch))),

@@ -13,23 +13,34 @@ use super::prepare::list;
 /// The tables of the job, by the seed list on the target.
 #[derive(Debug)]
 pub(super) struct JobTables {
-    tables: BTreeSet<TableName>,
+    tables: Mutex<BTreeSet<TableName>>,
     /// missing on the source, warned about
     missing: Mutex<BTreeSet<TableName>>,
+}
+
+/// The selection of a job whose tables are `seed`: what was selected at its start, and what came in later.
+pub(super) fn widened(selection: &TableSelection, seed: &[SeedTable]) -> TableSelection {
+    let mut widened = selection.clone();
+    for SeedTable { table, .. } in seed {
+        if !widened.include.is_empty() && !selection.selects(table) {
+            widened.include.push(table.to_string());
+        }
+    }
+    widened
 }
 
 impl JobTables {
     pub(super) fn new(seed: &[SeedTable]) -> Self {
         Self {
-            tables: seed.iter().map(|table| table.table.clone()).collect(),
+            tables: Mutex::new(seed.iter().map(|table| table.table.clone()).collect()),
             missing: Mutex::default(),
         }
     }
 
     /// Refuses a selection that leaves out tables of the job.
     pub(super) fn expect_selected(&self, selection: &TableSelection) -> Result<()> {
-        let left_out: Vec<TableName> = self
-            .tables
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out: Vec<TableName> = tables
             .iter()
             .filter(|table| !selection.selects(table))
             .cloned()
@@ -46,8 +57,8 @@ impl JobTables {
         )
         .object(list(&left_out))
         .remedy(
-            "give the --table and --exclude that the job began with; for other tables `cdc-sync cleanup` and seed \
-             again, or begin another job with --job NAME",
+            "give the --table and --exclude that the job began with, and those that `resync` added; for other tables \
+             `cdc-sync cleanup` and seed again, or begin another job with --job NAME",
         ))
     }
 
@@ -58,19 +69,32 @@ impl JobTables {
     pub(super) async fn look(&self, context: &RunContext) -> Result<()> {
         let found = context.source.inspect(&context.selection).await?;
         let found: Vec<TableName> = found.into_iter().map(|table| table.name).collect();
+        if self.new_among(&found).is_empty() {
+            return self.compare(&found);
+        }
+        // `resync` brings tables in while the job runs.
+        let state = context.target.stream_state(&context.names.job).await?;
+        let came_in = state.seed.into_iter().map(|table| table.table);
+        self.tables
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(came_in);
         self.compare(&found)
+    }
+
+    fn new_among(&self, found: &[TableName]) -> Vec<TableName> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = found.iter().filter(|table| !tables.contains(table));
+        new.cloned().collect()
     }
 
     fn compare(&self, found: &[TableName]) -> Result<()> {
         self.warn_of_missing(found);
-        let new: Vec<TableName> = found
-            .iter()
-            .filter(|table| !self.tables.contains(table))
-            .cloned()
-            .collect();
+        let new = self.new_among(found);
         if new.is_empty() {
             return Ok(());
         }
+        let flags: Vec<String> = new.iter().map(|table| format!("--table '{table}'")).collect();
         Err(Error::new(
             Kind::Schema,
             format!(
@@ -80,15 +104,17 @@ impl JobTables {
             ),
         )
         .object(list(&new))
-        .remedy(
-            "to have them: `cdc-sync cleanup`, then `cdc-sync run --truncate-target` seeds again; a table cannot be \
-             added to a job that has begun. To go on without them: run with --exclude for each",
-        ))
+        .remedy(format!(
+            "to have them: `cdc-sync resync {}`, then run again, which copies them while the others are followed. To go \
+             on without them: run with --exclude for each",
+            flags.join(" ")
+        )))
     }
 
     fn warn_of_missing(&self, found: &[TableName]) {
         let mut warned = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        for table in self.tables.iter().filter(|table| !found.contains(table)) {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        for table in tables.iter().filter(|table| !found.contains(table)) {
             if warned.insert(table.clone()) {
                 tracing::warn!(%table, "the table is gone from the source; on the target it stays as it is");
             }

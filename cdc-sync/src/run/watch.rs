@@ -8,6 +8,7 @@ use cdc_core::{Action, Kind, Result};
 
 use super::RunContext;
 use super::backoff::Backoff;
+use super::follow::Following;
 use super::tables::JobTables;
 
 /// How often a waiting verify is looked for.
@@ -21,11 +22,11 @@ const TABLES_EVERY: Duration = Duration::from_secs(50);
 pub(super) async fn watch(
     context: Arc<RunContext>,
     fence: Box<dyn Fence>,
-    tables: Arc<JobTables>,
+    following: Arc<Following>,
 ) -> Result<()> {
     tokio::select! {
         ended = watch_stream(&context, fence) => ended,
-        ended = watch_tables(&context, &tables) => ended,
+        ended = watch_tables(&context, &following.tables) => ended,
     }
 }
 

@@ -5,7 +5,7 @@
 //! two snapshots, however long the comparison takes. Without an instance the target stands at its checkpoint,
 //! and the log from there to the source view says which tables have changes that are not applied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct Views {
     pub(super) target: Box<dyn CompareView>,
     /// tables with changes in the source view that the target does not have, and how many
     pub(super) pending: BTreeMap<TableName, u64>,
+    /// tables that are copied anew beside the stream: they stand at another position, or are not complete
+    pub(super) aside: BTreeSet<TableName>,
     pub(super) notes: Vec<String>,
 }
 
@@ -108,7 +110,13 @@ impl Aligner<'_> {
                 (None, Some(checkpoint)) => before(deadline, self.stopped(&state, checkpoint)).await?,
                 (None, None) => Attempt::Views(before(deadline, self.unaligned()).await?),
             };
-            if let Attempt::Views(views) = attempt {
+            if let Attempt::Views(mut views) = attempt {
+                // Before or after the views were opened: either way the table may have been empty in between.
+                let before = state.seed.iter().filter(|table| table.phase == SeedPhase::Aside);
+                views.aside.extend(before.map(|table| table.table.clone()));
+                if state.checkpoint.is_some() {
+                    views.aside.extend(self.target.aside(&self.names.job).await?);
+                }
                 return Ok(views);
             }
         }
@@ -187,6 +195,7 @@ impl Aligner<'_> {
                 source,
                 target,
                 pending: BTreeMap::new(),
+                aside: BTreeSet::new(),
                 notes: Vec::new(),
             }))
         });
@@ -270,6 +279,7 @@ impl Aligner<'_> {
             source,
             target,
             pending,
+            aside: BTreeSet::new(),
             notes,
         }))
     }
@@ -309,6 +319,7 @@ impl Aligner<'_> {
             source,
             target,
             pending: BTreeMap::new(),
+            aside: BTreeSet::new(),
             notes: vec![format!(
                 "the target stores no stream {}: the databases were compared as they were, and writes between the two \
                  snapshots show as differences",
@@ -320,6 +331,9 @@ impl Aligner<'_> {
 
 /// What to do when the target is behind and nothing runs.
 pub(super) const REMEDY: &str = "start `run`, or `run --until-caught-up`, then verify";
+
+/// What to do about a table that is set aside.
+pub(super) const ASIDE_REMEDY: &str = "`run` gives it back to the stream when it is complete; verify then";
 
 const SEED_REMEDY: &str = "let `run` finish the seed (`status` shows how far it is), then verify";
 
@@ -334,7 +348,7 @@ fn seed_complete(state: &StreamState) -> Result<()> {
     let waiting: Vec<String> = state
         .seed
         .iter()
-        .filter(|table| table.phase != SeedPhase::Live)
+        .filter(|table| !matches!(table.phase, SeedPhase::Live | SeedPhase::Aside))
         .map(|table| table.table.to_string())
         .collect();
     let what = match waiting.split_first() {

@@ -1,6 +1,6 @@
 //! What the log holds between the target's checkpoint and a snapshot of the source.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use cdc_core::engine::{JobNames, Site};
@@ -34,6 +34,8 @@ pub(super) async fn pending_changes(
         stream: gap.names.job.clone(),
         selection: gap.selection.clone(),
         seeded_to: gap.seeded_to,
+        // They are not compared.
+        aside: HashSet::new(),
         peer: None,
     };
     let mut decoder = log.open(&start).await?;

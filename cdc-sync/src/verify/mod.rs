@@ -108,6 +108,13 @@ pub async fn verify(
     };
     let views = aligner.views().await?;
     planned.retain(|plan| match views.pending.get(&plan.table) {
+        _ if views.aside.contains(&plan.table) => {
+            tables.push(TableReport::unverifiable(
+                plan.table.clone(),
+                format!("it is being copied anew; {}", align::ASIDE_REMEDY),
+            ));
+            false
+        }
         Some(changes) => {
             tables.push(TableReport::unverifiable(
                 plan.table.clone(),

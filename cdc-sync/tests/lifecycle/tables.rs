@@ -77,7 +77,10 @@ fn a_new_partition_is_noticed_while_following() {
         .expect("blue gets a partition");
     let report = end(&mut running, 13);
     assert_eq!(report["error"]["object"], "public.p2", "{report}");
-    assert!(error(&report).contains("cdc-sync cleanup"), "{report}");
+    assert!(
+        error(&report).contains("cdc-sync resync --table 'public.p2'"),
+        "{report}"
+    );
 }
 
 #[test]

@@ -44,6 +44,7 @@ impl Job {
             target: sites.1,
             names: names(),
             selection: TableSelection::default(),
+            present: None,
             settings: RunSettings {
                 until_caught_up,
                 truncate_target: false,

@@ -85,6 +85,7 @@ impl SourceHarness for MemoryLog {
                 stream: STREAM.into(),
                 selection: Default::default(),
                 seeded_to: Default::default(),
+                aside: Default::default(),
                 peer: None,
             })
         })
