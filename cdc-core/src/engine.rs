@@ -153,6 +153,17 @@ pub trait Site: Send + Sync {
     /// When a right is missing.
     fn prepare_source<'a>(&'a self, names: &'a JobNames, tables: &'a [TableName]) -> BoxFuture<'a, ()>;
 
+    /// Which of `tables`, all of them there, the source does not send whole to the stream any more, and why: made again
+    /// under its name, taken out of what [`Site::prepare_source`] made, or restricted there.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    fn unpublished<'a>(
+        &'a self,
+        names: &'a JobNames,
+        tables: &'a [TableName],
+    ) -> BoxFuture<'a, Vec<(TableName, String)>>;
+
     /// Creates the stream's server-side cursor and a snapshot consistent with it. With `permanent` false the
     /// cursor is temporary: a snapshot for copying or comparing only.
     ///

@@ -255,6 +255,51 @@ async fn published(
     Ok(rows.iter().map(|row| (table(row), row.get(2))).collect())
 }
 
+/// Which of `tables` the job's publication does not send whole, and why. Its members are relations and not names: a
+/// table that was made again, or that another one of its name stands for, is none.
+pub(crate) async fn unpublished(
+    client: &Client,
+    version: ServerVersion,
+    names: &JobNames,
+    tables: &[TableName],
+) -> Result<Vec<(TableName, String)>> {
+    let publication = names.slot.as_str();
+    let all = |why: String| Ok(tables.iter().map(|table| (table.clone(), why.clone())).collect());
+    let row = client
+        .query_typed_opt(
+            "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication \
+             WHERE pubname = $1",
+            &[(&publication, Type::TEXT)],
+        )
+        .await
+        .map_err(during("looking for the publication"))?;
+    let Some(row) = row else {
+        return all(format!("publication {publication} does not exist any more"));
+    };
+    if !row.get::<_, bool>(1) {
+        return all(format!(
+            "publication {publication} leaves out some kinds of changes (its option `publish`)"
+        ));
+    }
+    if row.get(0) {
+        return Ok(Vec::new());
+    }
+    let published = published(client, version, publication).await?;
+    let why = |table: &TableName| match published.get(table) {
+        Some(false) => None,
+        Some(true) => Some(format!(
+            "publication {publication} sends only some of its rows or columns"
+        )),
+        None => Some(format!(
+            "it is not in publication {publication}: made again under its name, or taken out"
+        )),
+    };
+    Ok(tables
+        .iter()
+        .filter_map(|table| Some((table.clone(), why(table)?)))
+        .collect())
+}
+
 fn refuse_partial(
     publication: &str,
     wanted: &[TableName],

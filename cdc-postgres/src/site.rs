@@ -196,6 +196,17 @@ impl Site for PgSite {
         })
     }
 
+    fn unpublished<'a>(
+        &'a self,
+        names: &'a JobNames,
+        tables: &'a [TableName],
+    ) -> BoxFuture<'a, Vec<(TableName, String)>> {
+        Box::pin(async move {
+            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            publication::unpublished(&client, self.version, names, tables).await
+        })
+    }
+
     fn create_snapshot<'a>(
         &'a self,
         names: &'a JobNames,

@@ -8,6 +8,8 @@ use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, Severity, Side,
 use cdc_core::{Kind, Result, Site, TableName, TableSelection};
 use serde::Serialize;
 
+use crate::run::{UNPUBLISHED_REMEDY, unpublished};
+
 pub use policies::{expect_matched, policy_findings};
 
 /// How many findings of each severity.
@@ -81,12 +83,12 @@ pub async fn findings(
     Ok(findings)
 }
 
-/// What a first `run` would refuse on the target. Empty for a job that has begun. What the role may not look at is a
-/// finding too.
+/// What `run` would refuse: a first one on the target, or one that goes on because changes were missed. What the role may
+/// not look at is a finding too.
 ///
 /// # Errors
 /// When a catalog cannot be read.
-pub async fn first_run_findings(
+pub async fn run_findings(
     source: &Arc<dyn Site>,
     target: &Arc<dyn Site>,
     names: &JobNames,
@@ -95,11 +97,25 @@ pub async fn first_run_findings(
     let mut findings = Vec::new();
     let state = target.stream_state(&names.job).await;
     let state = seen(state, "the job's state", &mut findings)?;
-    if state.as_ref().is_none_or(|state| state.checkpoint.is_some()) {
+    let Some(state) = state else {
         return Ok(findings);
-    }
+    };
     let of_source = source.inspect(selection).await?;
     let tables: Vec<TableName> = of_source.iter().map(|table| table.name.clone()).collect();
+    if state.checkpoint.is_some() {
+        let of_job = |table: &TableName| state.seed.iter().any(|seed| seed.table == *table);
+        let of_job: Vec<TableName> = tables.into_iter().filter(of_job).collect();
+        let unpublished = unpublished(&**source, &**target, names, &of_job).await?;
+        findings.extend(unpublished.into_iter().map(|(table, why)| Finding {
+            id: "JOB-UNPUBLISHED",
+            severity: Severity::Fail,
+            side: Side::Source,
+            object: format!("table {table}"),
+            message: format!("its changes do not come through the stream any more: {why}"),
+            remedy: UNPUBLISHED_REMEDY.to_owned(),
+        }));
+        return Ok(findings);
+    }
     let occupancy = target.occupancy(&tables).await;
     let occupancy = seen(occupancy, "whether tables hold rows", &mut findings)?;
     let all_empty = occupancy
@@ -108,8 +124,7 @@ pub async fn first_run_findings(
         .all(|(_, found)| *found == Occupancy::Empty);
     findings.extend(occupancy.iter().flat_map(|found| judge_occupancy(found)));
     // Tables that an interrupted first run made are the source's own, and get their keys after the data.
-    let pending = state.is_some_and(|state| state.schema_pending);
-    if !(pending && all_empty) {
+    if !(state.schema_pending && all_empty) {
         findings.extend(compare_schemas(&of_source, &target.inspect(selection).await?));
     }
     Ok(findings)

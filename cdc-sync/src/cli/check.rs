@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::args::Check;
 use super::session::{Session, Sites};
-use crate::check::{Counts, findings, first_run_findings, policy_findings, worst_first};
+use crate::check::{Counts, findings, policy_findings, run_findings, worst_first};
 use crate::exit;
 use crate::output::Report;
 
@@ -36,7 +36,7 @@ pub(super) async fn check(session: &Session, args: &Check) -> Result<Report> {
     let (source, target) = (&sites.source, &sites.target);
     let selection = &session.settings.selection;
     let mut found = findings(source, target, &sites.names, selection).await?;
-    found.extend(first_run_findings(source, target, &sites.names, selection).await?);
+    found.extend(run_findings(source, target, &sites.names, selection).await?);
     found.extend(policy_findings(source, target, selection, &session.settings.conflicts).await?);
     worst_first(&mut found);
     let counts = Counts::of(&found);

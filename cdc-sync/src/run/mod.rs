@@ -36,6 +36,7 @@ use follow::Following;
 pub use progress::{Reporter, SeedProgress, TableProgress};
 pub(crate) use retention::standing;
 use tables::JobTables;
+pub(crate) use tables::{UNPUBLISHED_REMEDY, unpublished};
 
 use crate::check::expect_matched;
 

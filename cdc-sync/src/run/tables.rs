@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use cdc_core::engine::SeedTable;
-use cdc_core::{Error, Kind, Result, TableName, TableSelection};
+use cdc_core::engine::{JobNames, SeedTable};
+use cdc_core::{Error, Kind, Result, Site, TableName, TableSelection};
 
 use super::RunContext;
 use super::prepare::list;
@@ -28,6 +28,43 @@ pub(super) fn widened(selection: &TableSelection, seed: &[SeedTable]) -> TableSe
     }
     widened
 }
+
+/// Which tables of the job do not come whole through its stream any more, and why. What is set aside is brought back with
+/// a copy, whatever it missed; it is asked for before and after, because it may be given back meanwhile.
+pub(crate) async fn unpublished(
+    source: &dyn Site,
+    target: &dyn Site,
+    names: &JobNames,
+    tables: &[TableName],
+) -> Result<Vec<(TableName, String)>> {
+    let mut aside = target.aside(&names.job).await?;
+    let mut found = source.unpublished(names, tables).await?;
+    if !found.is_empty() {
+        aside.extend(target.aside(&names.job).await?);
+        found.retain(|(table, _)| !aside.contains(table));
+    }
+    Ok(found)
+}
+
+fn expect_published(unpublished: &[(TableName, String)]) -> Result<()> {
+    let Some((_, why)) = unpublished.first() else {
+        return Ok(());
+    };
+    let tables: Vec<TableName> = unpublished.iter().map(|(table, _)| table.clone()).collect();
+    Err(Error::new(
+        Kind::Schema,
+        format!(
+            "changes of {} tables do not come through the stream any more: {why}",
+            tables.len()
+        ),
+    )
+    .object(list(&tables))
+    .remedy(UNPUBLISHED_REMEDY))
+}
+
+/// What to do about tables whose changes are missed.
+pub(crate) const UNPUBLISHED_REMEDY: &str = "what they missed is nowhere: undo what was done to the publication if it was altered, then \
+     `cdc-sync resync --table NAME` for each that may have changed since, and run again";
 
 impl JobTables {
     pub(super) fn new(seed: &[SeedTable]) -> Self {
@@ -69,17 +106,18 @@ impl JobTables {
     pub(super) async fn look(&self, context: &RunContext) -> Result<()> {
         let found = context.source.inspect(&context.selection).await?;
         let found: Vec<TableName> = found.into_iter().map(|table| table.name).collect();
-        if self.new_among(&found).is_empty() {
-            return self.compare(&found);
+        if !self.new_among(&found).is_empty() {
+            // `resync` brings tables in while the job runs.
+            let state = context.target.stream_state(&context.names.job).await?;
+            let came_in = state.seed.into_iter().map(|table| table.table);
+            self.tables
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(came_in);
         }
-        // `resync` brings tables in while the job runs.
-        let state = context.target.stream_state(&context.names.job).await?;
-        let came_in = state.seed.into_iter().map(|table| table.table);
-        self.tables
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(came_in);
-        self.compare(&found)
+        self.compare(&found)?;
+        let unpublished = unpublished(&*context.source, &*context.target, &context.names, &found).await?;
+        expect_published(&unpublished)
     }
 
     fn new_among(&self, found: &[TableName]) -> Vec<TableName> {

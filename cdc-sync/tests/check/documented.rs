@@ -30,6 +30,7 @@ const LIVE: &[&str] = &[
     include_str!("../../../cdc-postgres/tests/checks/precheck.rs"),
     include_str!("../../../cdc-postgres/tests/checks/types.rs"),
     include_str!("../verbs/conflicts.rs"),
+    include_str!("../lifecycle/tables.rs"),
     include_str!("link.rs"),
     include_str!("lookout.rs"),
 ];

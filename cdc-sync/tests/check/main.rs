@@ -42,11 +42,7 @@ fn checked(source: &str, target: &str) -> Vec<Finding> {
         let (source, target) = (site(source).await, site(target).await);
         let (names, all) = (names(), TableSelection::default());
         let mut found = check::findings(&source, &target, &names, &all).await.unwrap();
-        found.extend(
-            check::first_run_findings(&source, &target, &names, &all)
-                .await
-                .unwrap(),
-        );
+        found.extend(check::run_findings(&source, &target, &names, &all).await.unwrap());
         found
     })
 }

@@ -97,3 +97,61 @@ fn a_table_dropped_on_blue_is_only_warned_about() {
         "{said}"
     );
 }
+
+#[test]
+fn a_table_whose_changes_are_missed_is_named_and_copied_anew() {
+    let pair = Pair::start(15, 18).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    until_caught_up(&pair);
+    let missed = |what: &str| {
+        let report = pair.verb(&RUN, 13).expect("run");
+        assert_eq!(report["error"]["object"], "public.b", "{what}: {report}");
+        assert!(error(&report).contains("cdc-sync resync"), "{what}: {report}");
+        let check = pair.verb(&["check"], 3).expect("check");
+        let found = check["findings"].as_array().expect("findings").iter();
+        let named: Vec<_> = found
+            .filter(|finding| finding["id"] == "JOB-UNPUBLISHED")
+            .collect();
+        assert_eq!(named.len(), 1, "{what}: {check}");
+        assert_eq!(named[0]["object"], "table public.b", "{what}: {check}");
+    };
+    let publication = pair
+        .on_blue("SELECT pubname FROM pg_publication")
+        .expect("blue answers");
+    for what in [
+        "DROP TABLE b; CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (7), (8)".to_owned(),
+        "ALTER TABLE b RENAME TO old_b; CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (9); \
+         DROP TABLE old_b"
+            .to_owned(),
+        format!("ALTER PUBLICATION {publication} DROP TABLE b; INSERT INTO b VALUES (10)"),
+    ] {
+        pair.on_blue(&what).expect("blue changes");
+        missed(&what);
+        pair.verb(&["resync", "--table", "public.b"], 0).expect("resync");
+        pair.on_blue("INSERT INTO b SELECT max(id) + 100 FROM b; INSERT INTO a SELECT max(id) + 1 FROM a")
+            .expect("blue writes");
+        until_caught_up(&pair);
+        pair.assert_equal().expect("both compare");
+    }
+    // All of them miss updates.
+    pair.on_blue(&format!(
+        "ALTER PUBLICATION {publication} SET (publish = 'insert')"
+    ))
+    .expect("blue restricts it");
+    let report = pair.verb(&RUN, 13).expect("run");
+    assert_eq!(report["error"]["object"], "public.a, public.b", "{report}");
+}
+
+#[test]
+fn a_table_made_again_is_noticed_while_following() {
+    let pair = Pair::start(13, 17).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    let mut running = pair.spawn(&["run"]).expect("run starts");
+    running
+        .wait_for("stream started", LIMIT)
+        .expect("the stream starts");
+    pair.on_blue("DROP TABLE b; CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (7)")
+        .expect("blue makes it again");
+    let report = end(&mut running, 13);
+    assert_eq!(report["error"]["object"], "public.b", "{report}");
+}
