@@ -7,6 +7,7 @@
 mod activity;
 mod clock;
 mod grants;
+mod left_out;
 mod link;
 mod neighbours;
 mod objects;
@@ -90,6 +91,8 @@ pub(crate) async fn findings(
     if side == Side::Target {
         target::read_only(&session, &mut found);
         found.ask("session_replication_role", target::replica_role(&session).await)?;
+        let foreign_keys = left_out::foreign_keys(&session, selection).await;
+        found.ask("foreign keys to tables left out", foreign_keys)?;
         found.ask("triggers", target::triggers(&session, selection).await)?;
         found.ask("the rights of the role", rights::target(&session, &tables).await)?;
         found.ask("subscriptions", neighbours::subscriptions(&session).await)?;
@@ -130,6 +133,7 @@ async fn of_source(
         objects::listed(session, selection).await,
     )?;
     found.ask("sequences", objects::sequences(session).await)?;
+    found.ask("tables of extensions", left_out::of_extensions(session).await)?;
     found.ask("pg_partman", objects::partman(session).await)?;
     found.ask(
         "settings of the database",

@@ -113,6 +113,12 @@ pub(super) const CASES: &[Case] = &[
         Warn,
         "CREATE TABLE s (id smallserial PRIMARY KEY); SELECT setval('s_id_seq', 32000)",
     ),
+    on_source(
+        "PG-EXTENSION-TABLE",
+        Warn,
+        "CREATE TABLE attached (id int PRIMARY KEY); INSERT INTO attached VALUES (1); \
+         ALTER EXTENSION plpgsql ADD TABLE attached",
+    ),
     on_source("PG-SEQUENCE-UNOWNED", Info, "CREATE SEQUENCE tickets"),
     on_source(
         "PG-SEQUENCE-CACHED",

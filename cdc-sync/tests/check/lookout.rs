@@ -141,3 +141,28 @@ fn exit_codes_follow_severity() {
     let gone = pair.verb(&["check", "--connect-timeout", "1s"], 12).unwrap();
     assert_eq!(gone["error"]["object"], "target", "{gone}");
 }
+
+#[test]
+fn a_foreign_key_from_a_table_left_out_is_named() {
+    let pair = Pair::start(14, 17).unwrap();
+    let tables = "CREATE TABLE parent (id int PRIMARY KEY); \
+                  CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE)";
+    pair.on_blue(tables).unwrap();
+    pair.on_green(tables).unwrap();
+    let found = |flags: &[&str]| -> Vec<String> {
+        let all: Vec<&str> = ["check"].iter().chain(flags).copied().collect();
+        let report = pair.verb(&all, 0).unwrap();
+        let findings = report["findings"].as_array().unwrap().iter();
+        let named = findings.filter(|finding| finding["id"] == "PG-FK-LEFT-OUT");
+        named.map(|finding| finding["message"].to_string()).collect()
+    };
+    for flags in [["--exclude", "child"], ["--table", "child"]] {
+        let named = found(&flags);
+        assert_eq!(named.len(), 1, "{flags:?}: {named:?}");
+        assert!(
+            named[0].contains("public.child (child_parent_fkey) to public.parent"),
+            "{named:?}"
+        );
+    }
+    assert!(found(&[]).is_empty());
+}
