@@ -12,7 +12,6 @@ mod neighbours;
 mod objects;
 mod pair;
 mod rights;
-mod rounding;
 mod server;
 mod stream;
 mod tables;

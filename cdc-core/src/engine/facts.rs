@@ -30,6 +30,24 @@ pub struct JobNames {
     pub slot: String,
 }
 
+/// A statement that brings a table of a target into its source's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alteration {
+    /// the table, as the target calls it
+    pub table: TableName,
+    /// one or several statements, each with its semicolon, or a choice between some, in words
+    pub statement: String,
+}
+
+/// A table of a job that has another name than when the job began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenamedTable {
+    /// what it is called now
+    pub now: TableName,
+    /// what it was called; several where more than one table could be meant
+    pub was: Vec<TableName>,
+}
+
 /// What is known of one table of a site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableInfo {
