@@ -19,9 +19,9 @@ use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
 
 pub use facts::{
-    Alteration, Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus, RenamedTable,
-    Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState, Severity, Side, SiteIdentity,
-    SiteProfile, StreamState, TableInfo,
+    Alteration, Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus,
+    RenamedTable, Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState,
+    Severity, Side, SiteIdentity, SiteProfile, StreamState, TableInfo,
 };
 pub use selection::{TableSelection, matches_pattern};
 

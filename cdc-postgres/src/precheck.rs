@@ -89,6 +89,7 @@ pub(crate) async fn findings(
     if side == Side::Target {
         target::read_only(&session, &mut found);
         found.ask("session_replication_role", target::replica_role(&session).await)?;
+        found.ask("replication origins", target::origin(&session).await)?;
         found.ask("triggers", target::triggers(&session, selection).await)?;
         found.ask("the rights of the role", rights::target(&session, &tables).await)?;
         found.ask("subscriptions", neighbours::subscriptions(&session).await)?;

@@ -7,7 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cdc_core::conflict::ConflictRecord;
-use cdc_core::engine::{Alteration, Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus, RenamedTable, Retention, SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side, SiteIdentity, SiteProfile, StreamState, TableInfo, TailStream};
+use cdc_core::engine::{
+    Alteration, Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus,
+    RenamedTable, Retention, SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side,
+    SiteIdentity, SiteProfile, StreamState, TableInfo, TailStream,
+};
 use cdc_core::plan::TargetTable;
 use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use cdc_core::{

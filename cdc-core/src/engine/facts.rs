@@ -59,6 +59,13 @@ pub struct TableInfo {
     pub primary_key: Vec<String>,
     /// the columns of each unique key that holds for all rows, the primary key's included
     pub unique_keys: Vec<Vec<String>>,
+    /// unique and exclusion constraints whose violations cannot be foreseen from a row's columns (partial, on expressions,
+    /// deferrable and the like), by name
+    pub opaque_constraints: Vec<String>,
+    /// columns that the server numbers and lets nobody update
+    pub fixed_columns: Vec<String>,
+    /// whether an update may leave unchanged values out of the log, unless it has whole old rows
+    pub leaves_out_values: bool,
     /// how old rows are identified in the log, in the product's words (`default`, `full`, `index`, `nothing`)
     pub identity: String,
     /// whether updates and deletes can be replicated

@@ -138,8 +138,13 @@ impl Relations {
             name,
         };
         let handling = self.handling(&schema)?;
-        let before = self.index.get(&relation.id).and_then(|place| self.tables.get(*place));
-        if let Some(before) = before.filter(|before| handling == Handling::Filtered && before.handling == Handling::Decode) {
+        let before = self
+            .index
+            .get(&relation.id)
+            .and_then(|place| self.tables.get(*place));
+        if let Some(before) =
+            before.filter(|before| handling == Handling::Filtered && before.handling == Handling::Decode)
+        {
             return Err(renamed(&before.schema.name, &schema.name));
         }
         let known = Known {

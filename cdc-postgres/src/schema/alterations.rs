@@ -177,7 +177,8 @@ async fn retyped(
     for column in &peer.columns {
         let name = renamed.get(&column.name).unwrap_or(&column.name);
         let now = here.columns.iter().find(|known| known.name == *name);
-        if let Some(now) = now.filter(|now| !now.generated && !rounding::holds(&now.type_name, &column.type_name))
+        if let Some(now) =
+            now.filter(|now| !now.generated && !rounding::holds(&now.type_name, &column.type_name))
         {
             narrow.push(now.name.as_str());
         }

@@ -34,7 +34,11 @@ pub(super) fn fates(source: &[Option<String>], peer: &[String]) -> Vec<(String, 
     for (number, lost) in lost.iter().enumerate() {
         let gap = gaps.get(number).map_or(&[][..], Vec::as_slice);
         let last = number + 1 == gaps.len();
-        let certain = if same_order { outcome(gap, lost.len(), last) } else { None };
+        let certain = if same_order {
+            outcome(gap, lost.len(), last)
+        } else {
+            None
+        };
         for (place, name) in lost.iter().enumerate() {
             let fate = match certain.as_ref().and_then(|fates| fates.get(place)) {
                 Some(Some(now)) => Fate::Renamed(now.clone()),

@@ -434,7 +434,9 @@ fn refuse_rounding(planned: &PlannedTable, columns: &[ColumnFacts]) -> Result<()
             let (is, was) = (&from.declared, &to.declared);
             return Err(Error::new(
                 Kind::Schema,
-                format!("the column is {is} on the source and {was} on the target: {effect} without an error"),
+                format!(
+                    "the column is {is} on the source and {was} on the target: {effect} without an error"
+                ),
             )
             .object(format!("table {}, column {}", planned.target.name, from.name))
             .remedy(format!("give the target's column the type {is}")));

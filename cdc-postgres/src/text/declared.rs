@@ -17,7 +17,11 @@ pub(crate) fn declared(oid: u32, modifier: i32) -> String {
 fn name(of: &Type, modifier: i32) -> String {
     if let Kind::Array(element) = of.kind() {
         let element = name(element, modifier);
-        return if element.is_empty() { element } else { element + "[]" };
+        return if element.is_empty() {
+            element
+        } else {
+            element + "[]"
+        };
     }
     let length = (modifier >= HEADER).then(|| modifier - HEADER);
     let with_length = |base: &str| match length {

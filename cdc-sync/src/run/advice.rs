@@ -22,7 +22,8 @@ pub(super) async fn advised(context: &RunContext, error: Error) -> Error {
 
 fn with_advice(error: Error, alterations: &[Alteration]) -> Error {
     let object = error.object_name().unwrap_or_default().to_owned();
-    let concerned = |alteration: &&Alteration| error.kind() == Kind::Schema || is_about(&object, &alteration.table);
+    let concerned =
+        |alteration: &&Alteration| error.kind() == Kind::Schema || is_about(&object, &alteration.table);
     let statements: Vec<&str> = alterations
         .iter()
         .filter(concerned)
@@ -86,15 +87,12 @@ mod tests {
     fn a_shape_is_mended_whole_and_a_value_by_its_table() {
         let schema = remedy(Error::new(Kind::Schema, "lacks").object("table s.a, column c"));
         assert!(schema.starts_with("run on the target: ALTER a; ALTER b; Then run again"));
-        let data = |object: &str| {
-            remedy(
-                Error::new(Kind::Data, "no")
-                    .object(object)
-                    .remedy("mend the row"),
-            )
-        };
+        let data = |object: &str| remedy(Error::new(Kind::Data, "no").object(object).remedy("mend the row"));
         let said = data("s.a (id=1)");
-        assert!(said.contains("ALTER a; Then") && !said.contains("ALTER b;"), "{said}");
+        assert!(
+            said.contains("ALTER a; Then") && !said.contains("ALTER b;"),
+            "{said}"
+        );
         assert!(said.ends_with("Otherwise mend the row"), "{said}");
         assert_eq!(data("s.ab (id=1)"), "mend the row");
     }

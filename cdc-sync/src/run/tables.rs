@@ -190,6 +190,26 @@ mod tests {
     }
 
     #[test]
+    fn a_table_must_be_selected_under_its_new_name() {
+        let renamed = [RenamedTable {
+            now: TableName::new("public", "b"),
+            was: names(&["a"]),
+        }];
+        expect_renamed_selected(&renamed, &TableSelection::default()).unwrap();
+        let narrow = TableSelection {
+            include: vec!["public.a".into()],
+            exclude: Vec::new(),
+        };
+        expect_renamed_selected(&[], &narrow).unwrap();
+        let error = expect_renamed_selected(&renamed, &narrow).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.object_name()),
+            (Kind::Schema, Some("public.a"))
+        );
+        assert!(error.remedy_text().unwrap().contains("--table 'public.b'"));
+    }
+
+    #[test]
     fn new_tables_stop_and_missing_ones_are_remembered() {
         let job = job(&["a", "b"]);
         job.compare(&names(&["a", "b"])).unwrap();

@@ -39,14 +39,26 @@ fn change(pair: &Pair, number: usize, change: &Change) -> Value {
     let before = format!("{}; INSERT INTO seen VALUES ({})", change.before, 2 * number);
     pair.on_blue(&before).unwrap();
     pair.on_blue(change.ddl).unwrap();
-    let after = format!("BEGIN; INSERT INTO seen VALUES ({}); {}; COMMIT", 2 * number + 1, change.after);
+    let after = format!(
+        "BEGIN; INSERT INTO seen VALUES ({}); {}; COMMIT",
+        2 * number + 1,
+        change.after
+    );
     pair.on_blue(&after).unwrap();
     let stopped = pair.verb(&["run", "--until-caught-up"], 13).unwrap();
     let (object, said) = (text(&stopped, "object"), text(&stopped, "message"));
     assert!(object.starts_with(change.object), "{}: {stopped}", change.ddl);
     assert!(said.contains(change.says), "{}: {stopped}", change.ddl);
-    assert!(said.contains("at the transaction after 0/"), "{}: {stopped}", change.ddl);
-    assert_eq!(pair.on_green(MARKED).unwrap(), (2 * number).to_string(), "{stopped}");
+    assert!(
+        said.contains("at the transaction after 0/"),
+        "{}: {stopped}",
+        change.ddl
+    );
+    assert_eq!(
+        pair.on_green(MARKED).unwrap(),
+        (2 * number).to_string(),
+        "{stopped}"
+    );
     // Again, nothing is passed over.
     let statements = printed(&stopped);
     for part in change.statements {
@@ -168,16 +180,18 @@ const NAMES: &[Change] = &[
     // Several things at once, rows between and after them.
     Change {
         ddl: "SELECT",
-        after: "INSERT INTO wide VALUES (2, 'two', 2, 2); INSERT INTO people VALUES (4, 'd', 'four', 'x');
-            ALTER TABLE wide ADD more text DEFAULT 'more', ALTER n TYPE bigint; INSERT INTO wide VALUES (3, 'three', 3, 3, 'x');
-            ALTER TABLE wide RENAME word TO words; ALTER TABLE wide DROP needed; UPDATE people SET note = 'y';
-            UPDATE wide SET words = words || '!', n = 5000000000 WHERE id = 3; DELETE FROM wide WHERE id = 1",
+        after: "INSERT INTO people VALUES (4, 'd', 'four', 'x'); INSERT INTO grown VALUES (1, 'old shape');
+            ALTER TABLE wide ADD more text DEFAULT 'more', ALTER n TYPE bigint; ALTER TABLE wide RENAME word TO words;
+            ALTER TABLE wide DROP needed; UPDATE people SET note = 'y'; INSERT INTO wide VALUES (3, 'three', 5000000000, 'x');
+            UPDATE wide SET words = words || '!', more = NULL; ALTER TABLE grown ADD extra int;
+            INSERT INTO grown VALUES (2, 'new shape', 2); UPDATE grown SET extra = 1 WHERE id = 1; DELETE FROM wide WHERE id = 1",
         object: "table public.wide, column more",
         statements: &[
             "RENAME COLUMN \"word\" TO \"words\"",
             "ADD COLUMN more text DEFAULT 'more'",
             "DROP COLUMN \"needed\"",
             "TYPE bigint",
+            "ADD COLUMN extra integer",
         ],
         ..CHANGE
     },
@@ -191,7 +205,6 @@ fn renamed_and_dropped_columns_and_tables_stop_the_job() {
         17,
         "CREATE TABLE people (id int PRIMARY KEY, code text, name text, note text);
          INSERT INTO people VALUES (1, 'a', 'one', 'x');
-         CREATE TABLE wide (id int PRIMARY KEY, word text, n int, needed int NOT NULL); INSERT INTO wide VALUES (1, 'one', 1, 1);
          CREATE TABLE gone (id int PRIMARY KEY, a text, b text, needed int NOT NULL);
          INSERT INTO gone VALUES (1, 'a', 'b', 1);
          CREATE TABLE old (id int PRIMARY KEY, v text); INSERT INTO old VALUES (1, 'one');
@@ -228,12 +241,17 @@ fn renamed_and_dropped_columns_and_tables_stop_the_job() {
     );
     // Run as it stands it changes nothing.
     assert!(pair.on_green(printed(&doubtful)).is_err());
-    pair.on_green("ALTER TABLE gone DROP a; ALTER TABLE gone ADD z text").unwrap();
+    pair.on_green("ALTER TABLE gone DROP a; ALTER TABLE gone ADD z text")
+        .unwrap();
     pair.verb(&["run", "--until-caught-up"], 0).unwrap();
     pair.assert_equal().unwrap();
     for (number, (table, ddl, now)) in (4..).zip([
         ("old", "ALTER TABLE old RENAME TO \"New\"", "\"New\""),
-        ("moving", "CREATE SCHEMA s; ALTER TABLE moving SET SCHEMA s", "s.moving"),
+        (
+            "moving",
+            "CREATE SCHEMA s; ALTER TABLE moving SET SCHEMA s",
+            "s.moving",
+        ),
     ]) {
         mended(
             &pair,
@@ -263,7 +281,8 @@ fn several_changes_in_one_transaction_stop_before_all_of_it() {
         18,
         "CREATE TABLE people (id int PRIMARY KEY, code text, full_name text, note text);
          INSERT INTO people VALUES (1, 'a', 'one', 'x');
-         CREATE TABLE wide (id int PRIMARY KEY, needed int, word text, n int); INSERT INTO wide VALUES (1, 1, 'one', 1)",
+         CREATE TABLE wide (id int PRIMARY KEY, needed int, word text, n int); INSERT INTO wide VALUES (1, 1, 'one', 1);
+         CREATE TABLE grown (id int PRIMARY KEY, v text)",
     );
     mended(&pair, 1, &NAMES[1]);
     pair.assert_equal().unwrap();
@@ -294,7 +313,11 @@ fn defaults_and_keys_change_without_a_stop() {
         pair.on_blue(statement).unwrap();
         pair.verb(&["run", "--until-caught-up"], 0).unwrap();
         let rows = "SELECT string_agg(concat_ws(' ', id, other, v), ',' ORDER BY id) FROM keyed";
-        assert_eq!(pair.on_blue(rows).unwrap(), pair.on_green(rows).unwrap(), "{statement}");
+        assert_eq!(
+            pair.on_blue(rows).unwrap(),
+            pair.on_green(rows).unwrap(),
+            "{statement}"
+        );
     }
     let report = pair.verb(&["verify"], 0).unwrap();
     assert_eq!(report["differences"], 0, "{report}");
