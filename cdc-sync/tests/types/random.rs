@@ -197,21 +197,21 @@ fn random_bits_of_floating_point_numbers_arrive() {
                 format!("({n}, '{one}', '{}', '{narrow}', '{subnormal}')", double(rare))
             })
             .collect();
-        format!("INSERT INTO floats VALUES {};", rows.join(","))
+        format!("INSERT INTO public.floats VALUES {};", rows.join(","))
     };
     pair.on_blue(&format!(
-        "CREATE TABLE floats (id int PRIMARY KEY, a float8, b float8, c float4, d float4); {}",
+        "CREATE TABLE public.floats (id int PRIMARY KEY, a float8, b float8, c float4, d float4); {}",
         script(0)
     ))
     .expect("the seed");
     pair.verb(&["run", "--until-caught-up"], 0).expect("a run");
     pair.on_blue(&script(1_000_000)).expect("inserts");
-    pair.on_blue("UPDATE floats SET a = b, b = a, c = d, d = c WHERE id % 2 = 0")
+    pair.on_blue("UPDATE public.floats SET a = b, b = a, c = d, d = c WHERE id % 2 = 0")
         .expect("updates");
     pair.verb(&["run", "--until-caught-up"], 0).expect("a run");
     // By their bits: a text would hide what it was rounded to.
     let bits = "SELECT count(*), md5(string_agg(id || encode(float8send(a) || float8send(b) || float4send(c) || float4send(d), \
-                'hex'), ',' ORDER BY id)) FROM floats";
+                'hex'), ',' ORDER BY id)) FROM public.floats";
     let [blue, green] = [pair.on_blue(bits), pair.on_green(bits)].map(|bits| bits.expect("an answer"));
     assert!(blue.starts_with(&(20 * numbers()).to_string()), "{blue}");
     assert_eq!(blue, green);

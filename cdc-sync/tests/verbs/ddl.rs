@@ -185,10 +185,10 @@ const NAMES: &[Change] = &[
             ALTER TABLE wide DROP needed; UPDATE people SET note = 'y'; INSERT INTO wide VALUES (3, 'three', 5000000000, 'x');
             UPDATE wide SET words = words || '!', more = NULL; ALTER TABLE grown ADD extra int;
             INSERT INTO grown VALUES (2, 'new shape', 2); UPDATE grown SET extra = 1 WHERE id = 1; DELETE FROM wide WHERE id = 1",
-        object: "table public.wide, column more",
+        object: "table public.wide, column words",
         statements: &[
             "RENAME COLUMN \"word\" TO \"words\"",
-            "ADD COLUMN more text DEFAULT 'more'",
+            "ADD COLUMN more text",
             "DROP COLUMN \"needed\"",
             "TYPE bigint",
             "ADD COLUMN extra integer",
@@ -289,16 +289,16 @@ fn several_changes_in_one_transaction_stop_before_all_of_it() {
 }
 
 /// What the log does not show, or shows and green can follow.
-const QUIET: &str = "ALTER TABLE keyed ALTER v SET DEFAULT 'new', ALTER v SET NOT NULL, ADD CHECK (length(v) < 100);
-    INSERT INTO keyed (id, other) VALUES (3, 30); UPDATE keyed SET v = 'x' WHERE id = 1;
+const QUIET: &str = "ALTER TABLE keyed ALTER v SET DEFAULT 'new', ALTER v SET NOT NULL, ADD CHECK (length(v) < 100);;
+    INSERT INTO keyed (id, other) VALUES (3, 30); UPDATE keyed SET v = 'x' WHERE id = 1;;
     ALTER TABLE keyed DROP CONSTRAINT keyed_pkey; INSERT INTO keyed (id, other) VALUES (4, 40);
-    ALTER TABLE keyed ADD PRIMARY KEY (other); UPDATE keyed SET v = 'by the other' WHERE other = 20;
-    UPDATE keyed SET other = other + 1 WHERE other > 20; DELETE FROM keyed WHERE other = 10;
-    ALTER TABLE keyed REPLICA IDENTITY FULL; UPDATE keyed SET v = 'full' WHERE id = 3; DELETE FROM keyed WHERE id = 4;
-    CREATE UNIQUE INDEX by_id ON keyed (id); ALTER TABLE keyed ALTER id SET NOT NULL;
-    ALTER TABLE keyed REPLICA IDENTITY USING INDEX by_id; UPDATE keyed SET v = 'index' WHERE id = 3;
+    ALTER TABLE keyed ADD PRIMARY KEY (other); UPDATE keyed SET v = 'by the other' WHERE other = 20;;
+    UPDATE keyed SET other = other + 1 WHERE other > 20;; DELETE FROM keyed WHERE other = 10;;
+    ALTER TABLE keyed REPLICA IDENTITY FULL;; UPDATE keyed SET v = 'full' WHERE id = 3; DELETE FROM keyed WHERE id = 4;;
+    ALTER TABLE keyed ALTER id SET NOT NULL; CREATE UNIQUE INDEX by_id ON keyed (id);
+    ALTER TABLE keyed REPLICA IDENTITY USING INDEX by_id; UPDATE keyed SET v = 'index' WHERE id = 3;;
     ALTER TABLE keyed REPLICA IDENTITY NOTHING; INSERT INTO keyed (id, other) VALUES (5, 50);
-    ALTER TABLE keyed REPLICA IDENTITY DEFAULT; TRUNCATE keyed; INSERT INTO keyed (id, other) VALUES (6, 60), (7, 70)";
+    ALTER TABLE keyed REPLICA IDENTITY DEFAULT;; TRUNCATE keyed; INSERT INTO keyed (id, other) VALUES (6, 60), (7, 70)";
 
 #[test]
 fn defaults_and_keys_change_without_a_stop() {
@@ -309,7 +309,7 @@ fn defaults_and_keys_change_without_a_stop() {
          INSERT INTO keyed VALUES (1, 10, 'a'), (2, 20, 'b')",
     );
     // Each step by itself, so that what a later one hides is seen.
-    for statement in QUIET.split(';') {
+    for statement in QUIET.split(";;") {
         pair.on_blue(statement).unwrap();
         pair.verb(&["run", "--until-caught-up"], 0).unwrap();
         let rows = "SELECT string_agg(concat_ws(' ', id, other, v), ',' ORDER BY id) FROM keyed";
