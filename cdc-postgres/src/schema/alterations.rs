@@ -138,14 +138,18 @@ async fn of_columns(client: &Client, here: &TableInfo, peer: &TableInfo) -> Resu
             let was_quoted = identifier(&was);
             match fate {
                 Fate::Renamed(now) => {
+                    let name = identifier(&now);
                     found.push(format!(
-                        "{table} RENAME COLUMN {was_quoted} TO {};",
-                        identifier(&now)
+                        "{table} RENAME COLUMN {was_quoted} TO {name}; /* if {was_quoted} is the target's own column, add \
+                         {name} instead */"
                     ));
                     added.retain(|name| *name != now);
                     renamed.insert(was, now);
                 }
-                Fate::Dropped => found.push(format!("{table} DROP COLUMN {was_quoted};")),
+                // Whether the source ever had it is not known.
+                Fate::Dropped => found.push(format!(
+                    "{table} DROP COLUMN {was_quoted}; /* not if it is the target's own */"
+                )),
                 Fate::Unknown => {
                     let choices: Vec<String> = added.iter().map(|name| identifier(name)).collect();
                     found.push(format!(
