@@ -100,7 +100,6 @@ const TYPES: &[Change] = &[
         object: "table public.narrow, column code",
         says: "character varying(50) on the source and character varying(5) on the target",
         statements: &["ALTER COLUMN \"code\" TYPE character varying(50)"],
-        ..CHANGE
     },
     Change {
         ddl: "ALTER TABLE narrow ALTER code TYPE text COLLATE \"C\"",
@@ -117,7 +116,6 @@ const TYPES: &[Change] = &[
         object: "table public.narrow, column amount",
         says: "digits after the point are rounded",
         statements: &["TYPE numeric(12,4)"],
-        ..CHANGE
     },
     Change {
         ddl: "ALTER TABLE narrow ALTER at TYPE timestamp",
