@@ -96,7 +96,7 @@ const TYPES: &[Change] = &[
     Change {
         before: "INSERT INTO narrow (id, code) VALUES (2, 'short')",
         ddl: "ALTER TABLE narrow ALTER code TYPE varchar(50)",
-        after: "INSERT INTO narrow (id, code) VALUES (3, 'blanks    ')",
+        after: "INSERT INTO narrow (id, code) VALUES (3, 'blank     ')",
         object: "table public.narrow, column code",
         says: "character varying(50) on the source and character varying(5) on the target",
         statements: &["ALTER COLUMN \"code\" TYPE character varying(50)"],
