@@ -19,9 +19,9 @@ use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
 
 pub use facts::{
-    Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus, Retention, SchemaDump,
-    SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState, Severity, Side, SiteIdentity,
-    SiteProfile, StreamState, TableInfo,
+    Alteration, Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus,
+    RenamedTable, Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState,
+    Severity, Side, SiteIdentity, SiteProfile, StreamState, TableInfo,
 };
 pub use selection::{TableSelection, matches_pattern};
 
@@ -237,12 +237,27 @@ pub trait Site: Send + Sync {
     /// When the catalog cannot be read.
     fn sequences(&self) -> BoxFuture<'_, Vec<SequenceState>>;
 
-    /// The statements that give a peer of the same product these columns of this site, one for each, so that its present
-    /// rows have in them what the source's have. Where that is not known the statement says so in a comment.
+    /// The statements that bring `tables` of a peer of the same product into the shape that the job's tables have here:
+    /// renamed tables, then columns that were renamed, dropped, added (so that present rows have in them what the source's
+    /// have) and of which the type cannot hold this site's values. What is not certain is said.
     ///
     /// # Errors
     /// When the catalog cannot be read.
-    fn add_columns<'a>(&'a self, columns: &'a [(TableName, String)]) -> BoxFuture<'a, Vec<String>>;
+    fn alterations<'a>(
+        &'a self,
+        names: &'a JobNames,
+        tables: &'a [TableInfo],
+    ) -> BoxFuture<'a, Vec<Alteration>>;
+
+    /// Which of the tables that the job reads were renamed, or moved to another schema, since it began with `tables`.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    fn renamed<'a>(
+        &'a self,
+        names: &'a JobNames,
+        tables: &'a [TableName],
+    ) -> BoxFuture<'a, Vec<RenamedTable>>;
 
     // --- target ---
 

@@ -22,6 +22,14 @@ pub(crate) const USER_RELATION: &str = "n.nspname !~ '^pg_' AND n.nspname NOT IN
      AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass AND x.objid = c.oid \
                      AND x.deptype = 'e')";
 
+/// The condition on `pg_index i` that a row's columns tell whether it violates the unique index: enforced at once, of all
+/// rows, on columns as they are, under their collation, NULLs being distinct (15 and later know others).
+pub(crate) const FORESEEABLE: &str = "(i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL \
+     AND NOT COALESCE((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false) \
+     AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[], i.indcollation::oid[]) AS p (attnum, collation_oid) \
+         JOIN pg_attribute x ON x.attrelid = i.indrelid AND x.attnum = p.attnum \
+         WHERE p.collation_oid NOT IN (0, x.attcollation)))";
+
 /// `table` as it stands in a statement.
 pub(crate) fn qualified(table: &TableName) -> String {
     format!("{}.{}", identifier(&table.schema), identifier(&table.name))
@@ -78,7 +86,12 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
                 CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
                 ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
                      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) END, \
-                a.has_default, COALESCE(uk.keys, '{{}}'), COALESCE(uk.columns, '{{}}') \
+                a.has_default, COALESCE(uk.keys, '{{}}'), COALESCE(uk.columns, '{{}}'), \
+                ARRAY(SELECT x.relname::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid \
+                      WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND NOT {FORESEEABLE} ORDER BY 1), \
+                ARRAY(SELECT t.attname::text FROM pg_attribute t WHERE t.attrelid = c.oid AND t.attidentity = 'a' \
+                      AND NOT t.attisdropped ORDER BY t.attnum), \
+                c.reltoastrelid <> 0 \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          CROSS JOIN LATERAL ( \
              SELECT COALESCE(array_agg(t.attname::text ORDER BY t.attnum), '{{}}') AS names, \
@@ -150,6 +163,10 @@ fn table_info(row: &tokio_postgres::Row) -> TableInfo {
             .collect(),
         primary_key: row.get(9),
         unique_keys: by_key(&row.get::<_, Vec<i64>>(12), row.get(13)),
+        opaque_constraints: row.get(14),
+        fixed_columns: row.get(15),
+        // A table has one where its rows can be so long that values are stored out of line.
+        leaves_out_values: row.get(16),
         identity: match identity.as_str() {
             "f" => "full",
             "n" => "nothing",

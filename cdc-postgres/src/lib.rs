@@ -21,6 +21,7 @@ mod loader;
 mod lock;
 mod precheck;
 mod publication;
+mod rounding;
 mod schema;
 mod sequences;
 mod session;

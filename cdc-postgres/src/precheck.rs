@@ -13,7 +13,6 @@ mod neighbours;
 mod objects;
 mod pair;
 mod rights;
-mod rounding;
 mod server;
 mod stream;
 mod tables;
@@ -93,6 +92,7 @@ pub(crate) async fn findings(
         found.ask("session_replication_role", target::replica_role(&session).await)?;
         let foreign_keys = left_out::foreign_keys(&session, selection).await;
         found.ask("foreign keys to tables left out", foreign_keys)?;
+        found.ask("replication origins", target::origin(&session).await)?;
         found.ask("triggers", target::triggers(&session, selection).await)?;
         found.ask("the rights of the role", rights::target(&session, &tables).await)?;
         found.ask("subscriptions", neighbours::subscriptions(&session).await)?;

@@ -205,6 +205,22 @@ pub(crate) async fn exists(client: &Client, publication: &str) -> Result<bool> {
     Ok(row.is_some())
 }
 
+/// The users' tables that the publication lists by name.
+pub(crate) async fn tables(client: &Client, publication: &str) -> Result<Vec<TableName>> {
+    let rows = client
+        .query_typed(
+            "SELECT n.nspname::text, c.relname::text FROM pg_publication p \
+             JOIN pg_publication_rel r ON r.prpubid = p.oid JOIN pg_class c ON c.oid = r.prrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 AND n.nspname <> 'cdc_sync' \
+             ORDER BY 1, 2",
+            &[(&publication, Type::TEXT)],
+        )
+        .await
+        .map_err(during("reading the tables of the publication"))?;
+    let table = |row: &tokio_postgres::Row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(rows.iter().map(table).collect())
+}
+
 struct Existing {
     all_tables: bool,
     as_wanted: bool,

@@ -8,7 +8,9 @@
 //! - *Tablespaces* are not: they are places on a server's disks, and the target has its own.
 //! - *Publications and subscriptions* are not: they would replicate once more.
 
+mod alterations;
 mod columns;
+mod places;
 mod restore;
 pub(crate) mod script;
 mod selection;
@@ -28,7 +30,7 @@ use crate::config::{Config, LIBPQ_VARIABLES};
 use crate::lock::LOCK_TIMEOUT;
 use crate::session::{connect, during};
 use crate::wire::ServerVersion;
-pub(crate) use columns::add_columns;
+pub(crate) use alterations::{alterations, renamed};
 use restore::Stage;
 
 /// The product in a [`SchemaDump`].

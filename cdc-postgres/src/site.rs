@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use cdc_core::conflict::ConflictRecord;
 use cdc_core::engine::{
-    Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus, Retention,
-    SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side, SiteIdentity, SiteProfile,
-    StreamState, TableInfo, TailStream,
+    Alteration, Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus,
+    RenamedTable, Retention, SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side,
+    SiteIdentity, SiteProfile, StreamState, TableInfo, TailStream,
 };
 use cdc_core::plan::TargetTable;
 use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
@@ -285,8 +285,20 @@ impl Site for PgSite {
         Box::pin(async move { sequences::read(&connect(&self.config, SOURCE_SETTINGS).await?).await })
     }
 
-    fn add_columns<'a>(&'a self, columns: &'a [(TableName, String)]) -> BoxFuture<'a, Vec<String>> {
-        Box::pin(async move { schema::add_columns(&self.client().await?, columns).await })
+    fn alterations<'a>(
+        &'a self,
+        names: &'a JobNames,
+        tables: &'a [TableInfo],
+    ) -> BoxFuture<'a, Vec<Alteration>> {
+        Box::pin(async move { schema::alterations(&self.client().await?, names, tables).await })
+    }
+
+    fn renamed<'a>(
+        &'a self,
+        names: &'a JobNames,
+        tables: &'a [TableName],
+    ) -> BoxFuture<'a, Vec<RenamedTable>> {
+        Box::pin(async move { schema::renamed(&self.client().await?, names, tables).await })
     }
 
     fn occupancy<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, Vec<(TableName, Occupancy)>> {

@@ -4,6 +4,7 @@
 //! and markers. The session fixes the form (`DateStyle` ISO, `bytea_output` hex, `TimeZone` UTC; see
 //! [`wire::session`](crate::wire)); text of another form is an error and never a guess.
 
+mod declared;
 mod time;
 
 use std::str::FromStr;
@@ -11,6 +12,8 @@ use std::str::FromStr;
 use cdc_core::model::CellReader;
 use cdc_core::{ColumnSchema, DataType, Encoding, Error, Kind, Result, Value};
 use tokio_postgres::types::Type;
+
+pub(crate) use declared::declared;
 
 /// The encoding of cells that hold the text form of their type's output function.
 pub const PG_TEXT: Encoding = Encoding::new("postgres.text");
@@ -150,6 +153,7 @@ mod tests {
         let column = ColumnSchema {
             name: "c".into(),
             data_type: data_type(oid, -1, None),
+            declared: Box::default(),
             encoding: PG_TEXT,
             identity: false,
         };

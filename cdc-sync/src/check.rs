@@ -4,7 +4,7 @@ mod policies;
 
 use std::sync::Arc;
 
-use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, Severity, Side, TableInfo};
+use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, SeedPhase, Severity, Side, TableInfo};
 use cdc_core::{Kind, Result, Site, TableName, TableSelection};
 use serde::Serialize;
 
@@ -48,6 +48,34 @@ pub async fn findings(
     names: &JobNames,
     selection: &TableSelection,
 ) -> Result<Vec<Finding>> {
+    all_findings(source, target, names, selection, selection).await
+}
+
+/// The same for a run: tables that were copied are not compared again. Should their types have changed, changes from before
+/// that are still to be applied, and the stream stops by itself at the first that the target would not keep as it is.
+///
+/// # Errors
+/// As [`findings`].
+pub async fn findings_of_run(
+    source: &Arc<dyn Site>,
+    target: &Arc<dyn Site>,
+    names: &JobNames,
+    selection: &TableSelection,
+) -> Result<Vec<Finding>> {
+    let seed = target.stream_state(&names.job).await?.seed;
+    let live = seed.into_iter().filter(|table| table.phase == SeedPhase::Live);
+    let mut compared = selection.clone();
+    compared.exclude.extend(live.map(|table| table.table.to_string()));
+    all_findings(source, target, names, selection, &compared).await
+}
+
+async fn all_findings(
+    source: &Arc<dyn Site>,
+    target: &Arc<dyn Site>,
+    names: &JobNames,
+    selection: &TableSelection,
+    compared: &TableSelection,
+) -> Result<Vec<Finding>> {
     let (of_source, of_target) = tokio::try_join!(
         source.findings(Side::Source, names, selection),
         target.findings(Side::Target, names, selection),
@@ -76,8 +104,8 @@ pub async fn findings(
                 remedy: "nothing, if that is what you want".to_owned(),
             });
         }
-        let profile = source.profile(selection).await?;
-        findings.extend(target.pair_findings(&profile, selection).await?);
+        let profile = source.profile(compared).await?;
+        findings.extend(target.pair_findings(&profile, compared).await?);
     }
     worst_first(&mut findings);
     Ok(findings)
@@ -337,6 +365,9 @@ mod tests {
             columns: columns.iter().map(column).collect(),
             primary_key: owned(key),
             unique_keys: unique.iter().map(|key| owned(key)).collect(),
+            opaque_constraints: Vec::new(),
+            fixed_columns: Vec::new(),
+            leaves_out_values: false,
             identity: "default".into(),
             has_identity: true,
             estimated_rows: 0,

@@ -317,6 +317,7 @@ mod tests {
         let column = |name: &str, data_type, identity| ColumnSchema {
             name: name.into(),
             data_type,
+            declared: Box::default(),
             encoding: Encoding::CANONICAL,
             identity,
         };

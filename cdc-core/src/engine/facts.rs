@@ -30,6 +30,24 @@ pub struct JobNames {
     pub slot: String,
 }
 
+/// A statement that brings a table of a target into its source's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alteration {
+    /// the table, as the target calls it
+    pub table: TableName,
+    /// one or several statements, each with its semicolon, or a choice between some, in words
+    pub statement: String,
+}
+
+/// A table of a job that has another name than when the job began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenamedTable {
+    /// what it is called now
+    pub now: TableName,
+    /// what it was called; several where more than one table could be meant
+    pub was: Vec<TableName>,
+}
+
 /// What is known of one table of a site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableInfo {
@@ -41,6 +59,13 @@ pub struct TableInfo {
     pub primary_key: Vec<String>,
     /// the columns of each unique key that holds for all rows, the primary key's included
     pub unique_keys: Vec<Vec<String>>,
+    /// unique and exclusion constraints whose violations cannot be foreseen from a row's columns (partial, on expressions,
+    /// deferrable and the like), by name
+    pub opaque_constraints: Vec<String>,
+    /// columns that the server numbers and lets nobody update
+    pub fixed_columns: Vec<String>,
+    /// whether an update may leave unchanged values out of the log, unless it has whole old rows
+    pub leaves_out_values: bool,
     /// how old rows are identified in the log, in the product's words (`default`, `full`, `index`, `nothing`)
     pub identity: String,
     /// whether updates and deletes can be replicated

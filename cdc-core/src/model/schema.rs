@@ -73,6 +73,8 @@ pub struct ColumnSchema {
     pub name: String,
     /// what it holds
     pub data_type: DataType,
+    /// its type in the source's own words, length and precision included; empty where it is not known
+    pub declared: Box<str>,
     /// how its bytes are encoded in a batch
     pub encoding: Encoding,
     /// whether it is part of the replica identity

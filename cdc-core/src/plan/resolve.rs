@@ -143,7 +143,11 @@ fn resolve(source: &Arc<TableSchema>, target: Arc<TargetTable>, marked_ordered: 
                     "the target's table lacks a column that the source sends",
                 )
                 .object(format!("table {}, column {}", source.name, column.name))
-                .remedy("add the column to the target's table")
+                .remedy(
+                    "add the column to the target's table. If the source has no column of this name any more, it was \
+                     renamed or dropped since: give the target's column this name, run again, and change it when the \
+                     stream stops at the later name",
+                )
             })
         })
         .collect::<Result<Vec<usize>>>()?;

@@ -174,6 +174,7 @@ impl TableSpec {
             .map(|(index, column)| ColumnSchema {
                 name: column.name.clone(),
                 data_type: column.data_type.clone(),
+                declared: Box::default(),
                 encoding: format.encoding,
                 identity: identity_columns.contains(&index),
             });

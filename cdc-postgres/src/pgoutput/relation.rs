@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 
 use super::message::{Relation, TypeName};
 use crate::lsn::Lsn;
-use crate::text::{PG_TEXT, TextReader, data_type};
+use crate::text::{PG_TEXT, TextReader, data_type, declared};
 
 /// The schema of cdc-sync's own tables; nothing of it is ever replicated.
 const OWN_SCHEMA: &str = "cdc_sync";
@@ -140,9 +140,19 @@ impl Relations {
             reader: Arc::clone(&self.reader),
             name,
         };
+        let handling = self.handling(&schema)?;
+        let before = self
+            .index
+            .get(&relation.id)
+            .and_then(|place| self.tables.get(*place));
+        if let Some(before) =
+            before.filter(|before| handling == Handling::Filtered && before.handling == Handling::Decode)
+        {
+            return Err(renamed(&before.schema.name, &schema.name));
+        }
         let known = Known {
             announced: message.to_vec(),
-            handling: self.handling(&schema)?,
+            handling,
             seeded_to: self.seeded_to.get(&schema.name).copied(),
             schema: Arc::new(schema),
             number: 0,
@@ -173,6 +183,7 @@ impl Relations {
                     column.type_modifier,
                     named.map(|(schema, name)| (schema.as_str(), name.as_str())),
                 ),
+                declared: declared(column.type_oid, column.type_modifier).into(),
                 encoding: PG_TEXT,
                 identity: column.key,
             }
@@ -204,6 +215,17 @@ fn unknown(id: u32) -> Error {
         Kind::Protocol,
         format!("a change of the relation with OID {id}, which the server has not announced"),
     )
+}
+
+/// Its changes would be left out without a word.
+#[cold]
+fn renamed(was: &TableName, now: &TableName) -> Error {
+    Error::new(
+        Kind::Schema,
+        format!("the table was renamed to {now}, which is not selected: its changes would be left out"),
+    )
+    .object(format!("table {was}"))
+    .remedy(format!("run with --table '{now}' besides the others"))
 }
 
 fn role(name: &TableName) -> TableRole {

@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 
 use super::Session;
 use super::pair::Profile;
+use super::target::ORIGIN_FUNCTIONS;
 use crate::catalog::{self, OWN_SCHEMA, qualified};
 use crate::config::Config;
 use crate::publication;
@@ -244,6 +245,13 @@ async fn on_target(
             "-- session_replication_role can be granted since PostgreSQL 15. Here triggers fire and foreign keys are \
              checked while changes are applied, unless {role} is a superuser.",
         );
+    }
+    if session.version.major() >= 14 {
+        statements.push(&format!(
+            "-- Marks what the job applies, so that a stream back does not return it.\n\
+             GRANT EXECUTE ON FUNCTION {} TO {{role}};",
+            ORIGIN_FUNCTIONS.join(", ")
+        ));
     }
     let present = present(session).await?;
     let needed = |schema: &String| {

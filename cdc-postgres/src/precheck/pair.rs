@@ -6,8 +6,9 @@ use cdc_core::engine::{Finding, Severity, Side, SiteProfile};
 use cdc_core::{Result, TableSelection};
 
 use super::types::{self, Types};
-use super::{Findings, Session, clock, few, rounding, tables};
+use super::{Findings, Session, clock, few, tables};
 use crate::config::Config;
+use crate::rounding;
 use crate::session::during;
 use crate::wire::ServerVersion;
 use crate::wire::session::identifier;

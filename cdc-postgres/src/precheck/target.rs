@@ -2,11 +2,20 @@
 
 use cdc_core::engine::{Finding, Severity, Side};
 use cdc_core::{Result, TableName, TableSelection};
+use tokio_postgres::types::Type;
 
 use super::{Findings, Session};
 use crate::catalog::qualified;
 use crate::session::during;
 use crate::wire::session::identifier;
+
+/// What marks our changes with an origin, and takes it away again.
+pub(super) const ORIGIN_FUNCTIONS: [&str; 4] = [
+    "pg_catalog.pg_replication_origin_create(text)",
+    "pg_catalog.pg_replication_origin_oid(text)",
+    "pg_catalog.pg_replication_origin_session_setup(text)",
+    "pg_catalog.pg_replication_origin_drop(text)",
+];
 
 /// `PG-TARGET-READ-ONLY`.
 pub(super) fn read_only(session: &Session, found: &mut Findings) {
@@ -70,6 +79,52 @@ fn judge_replica_role(role: &str, found: &mut Findings) {
     );
 }
 
+/// `PG-TARGET-ORIGIN`. Before 14 the functions ask for a superuser, whatever was granted.
+pub(super) async fn origin(session: &Session) -> Result<Vec<Finding>> {
+    let row = session
+        .client
+        .query_typed_one(
+            "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
+                 OR (current_setting('server_version_num')::int >= 140000 AND (SELECT bool_and(has_function_privilege(f, \
+                 'EXECUTE')) FROM unnest($1::text[]) AS f)), \
+             COALESCE(current_setting('max_active_replication_origins', true), \
+                 current_setting('max_replication_slots'))::int > 0",
+            &[(&ORIGIN_FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
+        )
+        .await
+        .map_err(during("looking whether replication origins can be used"))?;
+    let mut found = Findings::new(Side::Target);
+    judge_origin(&session.role, row.get(0), row.get(1), &mut found);
+    Ok(found.list)
+}
+
+fn judge_origin(role: &str, may: bool, room: bool, found: &mut Findings) {
+    let (what, remedy) = match (may, room) {
+        (true, true) => return,
+        (false, _) => (
+            "may not use replication origins",
+            format!(
+                "PostgreSQL 14 and later: GRANT EXECUTE ON FUNCTION {} TO {}; before: use a superuser",
+                ORIGIN_FUNCTIONS.join(", "),
+                identifier(role)
+            ),
+        ),
+        (true, false) => (
+            "finds a server without room for a replication origin",
+            "raise max_active_replication_origins (before PostgreSQL 18: max_replication_slots)".to_owned(),
+        ),
+    };
+    found.add(
+        ("PG-TARGET-ORIGIN", Severity::Warn),
+        format!("role {role}"),
+        format!(
+            "{what}: what this job applies is not marked, so a stream back would return it to the source (loops cannot be \
+             recognised). One direction alone does not need it"
+        ),
+        remedy,
+    );
+}
+
 /// `PG-TRIGGERS-ALWAYS`.
 pub(super) async fn triggers(session: &Session, selection: &TableSelection) -> Result<Vec<Finding>> {
     let rows = session
@@ -130,6 +185,22 @@ mod tests {
             judged(false, true),
             [("PG-TARGET-READ-ONLY", "default_transaction_read_only".to_owned())]
         );
+    }
+
+    #[test]
+    fn an_origin_needs_the_right_and_room() {
+        let judged = |may, room| {
+            let mut found = Findings::new(Side::Target);
+            judge_origin("r-1", may, room, &mut found);
+            found.list.pop().map(|finding| (finding.id, finding.remedy))
+        };
+        assert_eq!(judged(true, true), None);
+        let (id, remedy) = judged(false, true).unwrap();
+        assert_eq!(id, "PG-TARGET-ORIGIN");
+        assert!(remedy.contains("pg_replication_origin_oid(text)") && remedy.contains("\"r-1\""));
+        let (id, remedy) = judged(true, false).unwrap();
+        assert_eq!(id, "PG-TARGET-ORIGIN");
+        assert!(remedy.contains("max_replication_slots"));
     }
 
     #[test]

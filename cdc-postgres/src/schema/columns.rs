@@ -1,4 +1,6 @@
-//! The statements that give another database columns of this one.
+//! The statements that give another database columns of this one, and the types of its columns.
+
+use std::collections::HashMap;
 
 use cdc_core::{Result, TableName};
 use tokio_postgres::Client;
@@ -11,7 +13,7 @@ use crate::session::during;
 /// (`attmissingval`), and no change of them is in the log. So the statement gives the rows that are on the target by
 /// now the same value, whatever the default has become since. A default that is computed for each row rewrites the
 /// table, of which nothing is in the log either.
-pub(crate) async fn add_columns(client: &Client, columns: &[(TableName, String)]) -> Result<Vec<String>> {
+pub(super) async fn add_columns(client: &Client, columns: &[(TableName, String)]) -> Result<Vec<String>> {
     let schemas: Vec<&str> = columns.iter().map(|(table, _)| table.schema.as_str()).collect();
     let tables: Vec<&str> = columns.iter().map(|(table, _)| table.name.as_str()).collect();
     let names: Vec<&str> = columns.iter().map(|(_, column)| column.as_str()).collect();
@@ -43,5 +45,38 @@ pub(crate) async fn add_columns(client: &Client, columns: &[(TableName, String)]
         )
         .await
         .map_err(during("reading the definitions of columns"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// What the types of `table`'s columns are when written down, collations included, by the columns' names.
+pub(super) async fn types(client: &Client, table: &TableName) -> Result<HashMap<String, String>> {
+    let rows = client
+        .query(
+            "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod) \
+                    || COALESCE((SELECT format(' COLLATE %I.%I', s.nspname, l.collname) FROM pg_collation l \
+                        JOIN pg_namespace s ON s.oid = l.collnamespace \
+                        WHERE l.oid = a.attcollation AND a.attcollation <> t.typcollation), '') \
+             FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid \
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+             JOIN pg_type t ON t.oid = a.atttypid WHERE n.nspname = $1 AND c.relname = $2",
+            &[&table.schema, &table.name],
+        )
+        .await
+        .map_err(during("reading the types of columns"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The places of `table`'s columns in the order in which they were made; `None` for one that was dropped.
+pub(super) async fn places(client: &Client, table: &TableName) -> Result<Vec<Option<String>>> {
+    let rows = client
+        .query(
+            "SELECT CASE WHEN a.attisdropped THEN NULL ELSE a.attname::text END \
+             FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid \
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 \
+             WHERE n.nspname = $1 AND c.relname = $2 ORDER BY a.attnum",
+            &[&table.schema, &table.name],
+        )
+        .await
+        .map_err(during("reading the places of columns"))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

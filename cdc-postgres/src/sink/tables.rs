@@ -11,6 +11,7 @@ use cdc_core::{Error, Kind, Result, TableName};
 use super::sql::{self, Locating, Verb};
 use crate::column_types::TYPE_FACTS;
 use crate::error::PgError;
+use crate::rounding;
 use crate::wire::session::{identifier, literal};
 use crate::wire::{Connection, Row};
 
@@ -24,6 +25,8 @@ pub(super) struct ColumnFacts {
     pub(super) quoted: String,
     /// its type's name for a cast; see [`TYPE_FACTS`]
     pub(super) cast: String,
+    /// its type in full, length and precision included
+    declared: String,
     /// the operator that compares it for equality
     pub(super) equals: Option<String>,
     /// whether casting text to its type reads the text as its input function does
@@ -196,6 +199,7 @@ impl Tables {
                 .map(std::mem::take)
                 .unwrap_or_default();
             let columns = match_columns(&planned.target, found)?;
+            refuse_rounding(planned, &columns)?;
             self.hold(planned, self.bound.len());
             let found = uniques.remove(&planned.target.name).unwrap_or_default();
             self.bound.push(Bound {
@@ -324,7 +328,8 @@ async fn read_columns(
         "WITH RECURSIVE rels (oid, schema, name) AS ( \
              SELECT c.oid, n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE (n.nspname::text, c.relname::text) IN ({})), {TYPE_FACTS} \
-         SELECT r.schema, r.name, a.attname, f.cast_name, f.equals, f.from_text, a.attidentity = 'a' \
+         SELECT r.schema, r.name, a.attname, f.cast_name, f.equals, f.from_text, a.attidentity = 'a', \
+             format_type(a.atttypid, a.atttypmod) \
          FROM rels r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped \
          JOIN type_facts f ON f.oid = a.atttypid",
         list.join(", ")
@@ -344,6 +349,7 @@ fn column_facts(row: &Row) -> std::result::Result<ColumnFacts, PgError> {
     Ok(ColumnFacts {
         quoted: identifier(text(2)?),
         cast: text(3)?.to_owned(),
+        declared: text(7)?.to_owned(),
         equals: row.text(4)?.map(str::to_owned),
         from_text: text(5)? == "t",
         identity_always: text(6)? == "t",
@@ -410,6 +416,33 @@ fn match_uniques(planned: &PlannedTable, found: &[Vec<String>]) -> Vec<Vec<usize
         sorted != locator
     })
     .collect()
+}
+
+/// Refuses a table of which a column's type changes what the source's type holds: after a change of type on the source
+/// its values would lose digits without an error.
+fn refuse_rounding(planned: &PlannedTable, columns: &[ColumnFacts]) -> Result<()> {
+    for source in &planned.written {
+        let from = planned.source.columns.get(*source);
+        let to = planned
+            .columns
+            .get(*source)
+            .and_then(|target| columns.get(*target));
+        let (Some(from), Some(to)) = (from.filter(|from| !from.declared.is_empty()), to) else {
+            continue;
+        };
+        if let Some(effect) = rounding::effect(&from.declared, &to.declared) {
+            let (is, was) = (&from.declared, &to.declared);
+            return Err(Error::new(
+                Kind::Schema,
+                format!(
+                    "the column is {is} on the source and {was} on the target: {effect} without an error"
+                ),
+            )
+            .object(format!("table {}, column {}", planned.target.name, from.name))
+            .remedy(format!("give the target's column the type {is}")));
+        }
+    }
+    Ok(())
 }
 
 /// Puts the catalog's facts into the order of the planner's.

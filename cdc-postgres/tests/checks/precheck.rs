@@ -237,6 +237,7 @@ fn a_role_without_rights_learns_what_it_lacks() {
         let expected = [
             ("PG-CREATE-RIGHT", Fail),
             ("PG-RLS", Fail),
+            ("PG-TARGET-ORIGIN", Warn),
             ("PG-TARGET-REPLICA-ROLE", Warn),
             ("PG-WRITE-RIGHT", Fail),
         ];
@@ -255,7 +256,10 @@ fn a_role_without_rights_learns_what_it_lacks() {
         );
         if major >= 15 {
             cluster
-                .sql("app", "GRANT SET ON PARAMETER session_replication_role TO plain")
+                .sql("app", "GRANT SET ON PARAMETER session_replication_role TO plain;
+                     GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_oid(text),
+                     pg_replication_origin_session_setup(text), pg_replication_origin_drop(text) TO plain",
+                )
                 .unwrap();
             assert_eq!(ids(&findings(&url, Side::Target, "rights")), []);
         }

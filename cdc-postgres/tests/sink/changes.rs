@@ -49,6 +49,7 @@ pub(crate) fn typed_table(
     let column = |(place, name): (usize, &&str)| ColumnSchema {
         name: name.trim_start_matches('*').to_owned(),
         data_type: data_type(place),
+        declared: Box::default(),
         encoding,
         identity: identity == Identity::Full || name.starts_with('*'),
     };

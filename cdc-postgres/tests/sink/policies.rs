@@ -9,6 +9,8 @@ use cdc_core::model::Identity;
 use cdc_core::plan::{PlanMode, TxnGroup};
 use cdc_core::sink::Applied;
 use cdc_core::{Action, Error, Kind, Result};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
 
 use crate::changes::{Changes, Of, table};
 use crate::on_each;
@@ -336,5 +338,66 @@ fn only_unique_keys_that_hold_are_in_the_way() {
             state(&target, "w"),
             ("(1,y,same) (2,x,same) (3,z,same)".into(), String::new())
         );
+    });
+}
+
+/// One change of a row: its key, and the version that also is its value, since no writer writes two rows of one version.
+type Written = (String, String, [String; 2]);
+
+fn upserts(t: &Arc<TableSchema>, rows: &[Written]) -> TxnGroup {
+    let changes = rows.iter().fold(Changes::new(), |changes, (id, v, [ver, node])| {
+        let row: [Of<'_>; 4] = [
+            id.as_str().into(),
+            v.as_str().into(),
+            ver.as_str().into(),
+            node.as_str().into(),
+        ];
+        changes.insert(t, &row)
+    });
+    changes.group()
+}
+
+/// Versions of rows `1` to `count`: few enough that most meet an equal, an older and a newer one.
+fn drawn(runner: &mut TestRunner, count: usize) -> Vec<Written> {
+    let version = (0..4_u8, "[ab]");
+    let one = |id: usize| {
+        let (ver, node) = version.new_tree(runner).unwrap().current();
+        (id.to_string(), format!("{node}{ver}"), [ver.to_string(), node])
+    };
+    (1..=count).map(one).collect()
+}
+
+/// What makes two sides agree: the version and then the node decide, whoever is asked, in whatever order and however often
+/// the changes come.
+#[test]
+fn versions_decide_alike_in_every_order_and_again() {
+    let schema = "CREATE TABLE l (id int8 PRIMARY KEY, v text, ver int8 NOT NULL, node text NOT NULL)";
+    on_each("policy_laws", schema, async |mut target| {
+        let l = table("l", &["*id", "v", "ver", "node"], Identity::Key);
+        let lww = Policy::Lww(VersionColumns {
+            version: "ver".into(),
+            node: Some("node".into()),
+        });
+        target.set_policy("l", &lww).await;
+        let mut runner = TestRunner::deterministic();
+        let count = if testbed::runs_long_tier() { 1_000 } else { 60 };
+        let written: Vec<Vec<Written>> = (0..3).map(|_| drawn(&mut runner, count)).collect();
+        let newest: Vec<String> = (0..count)
+            .map(|row| {
+                let of_row = written.iter().map(|rows| &rows[row]);
+                let winner = of_row.max_by_key(|(_, _, version)| version.clone()).unwrap();
+                let (id, v, [ver, node]) = winner;
+                format!("({id},{v},{ver},{node})")
+            })
+            .collect();
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            target.sql("TRUNCATE l");
+            for part in order.into_iter().chain([order[0], order[2]]) {
+                apply(&mut target, upserts(&l, &written[part]), PlanMode::Net)
+                    .await
+                    .unwrap();
+            }
+            assert_eq!(state(&target, "l").0, newest.join(" "), "{order:?}");
+        }
     });
 }

@@ -92,7 +92,7 @@ fn judge(table: &TableInfo, there: &Peer<'_>, policy: &Policy, found: &mut Vec<F
             "POLICY-KEY",
             Severity::Fail,
             Side::Target,
-            name.clone(),
+            name,
             format!(
                 "policy {} decides row by row, and the table has no primary key and no unique key of NOT NULL columns",
                 policy.name()
@@ -100,10 +100,20 @@ fn judge(table: &TableInfo, there: &Peer<'_>, policy: &Policy, found: &mut Vec<F
             "add a primary key on both sides, or leave the table's policy at stop",
         );
     }
-    let Policy::Lww(version) = policy else {
-        return;
-    };
-    judge_version(table, there, version, &mut add);
+    if let Policy::Lww(version) = policy {
+        judge_version(table, there, version, &mut add);
+        judge_versions_reach(table, there, &mut add);
+    }
+    judge_rows(table, there, policy, &mut add);
+}
+
+/// What versions cannot decide.
+fn judge_versions_reach(
+    table: &TableInfo,
+    there: &Peer<'_>,
+    add: &mut impl FnMut(&'static str, Severity, Side, String, String, &str),
+) {
+    let name = table.name.to_string();
     if table.identity != "full" {
         add(
             "POLICY-DELETES",
@@ -129,6 +139,63 @@ fn judge(table: &TableInfo, there: &Peer<'_>, policy: &Policy, found: &mut Vec<F
                  and a conflict on another stops the stream"
             ),
             "drop the other constraints on the target, or be ready to mend such a conflict by hand",
+        );
+    }
+}
+
+/// What a policy cannot write, foresee, or have.
+fn judge_rows(
+    table: &TableInfo,
+    there: &Peer<'_>,
+    policy: &Policy,
+    add: &mut impl FnMut(&'static str, Severity, Side, String, String, &str),
+) {
+    let key = there.info.unique_keys.iter().chain([&there.info.primary_key]);
+    let in_key: Vec<&String> = key.flatten().collect();
+    for column in &there.info.fixed_columns {
+        if !in_key.contains(&column) {
+            add(
+                "POLICY-IDENTITY",
+                Severity::Fail,
+                Side::Target,
+                format!("{}.{column}", table.name),
+                format!(
+                    "policy {} overwrites whole rows, and the server lets nobody overwrite this column, which it numbers \
+                     always: the first update stops the stream",
+                    policy.name()
+                ),
+                "let it be numbered by default on the target, or leave the table's policy at stop",
+            );
+        }
+    }
+    if !there.info.opaque_constraints.is_empty() {
+        add(
+            "POLICY-UNDECIDED",
+            Severity::Warn,
+            Side::Target,
+            table.name.to_string(),
+            format!(
+                "no policy decides about {}: what violates one (partial, on expressions, deferrable or an exclusion) \
+                 stops the stream",
+                there.info.opaque_constraints.join(", ")
+            ),
+            "drop them on the target for the time, or be ready to mend such a conflict by hand",
+        );
+    }
+    let blue_may_win = matches!(policy, Policy::BlueWins | Policy::Lww(_));
+    if blue_may_win && table.leaves_out_values && table.identity != "full" {
+        add(
+            "POLICY-LARGE-VALUES",
+            Severity::Warn,
+            Side::Source,
+            table.name.to_string(),
+            format!(
+                "an update does not carry large values that it left as they were: where it wins under {} against a row \
+                 of which the target changed such a value, the row becomes a mixture of both, and where the row is \
+                 missing it stops the stream",
+                policy.name()
+            ),
+            "log whole old rows (full replica identity) on the source",
         );
     }
 }
@@ -224,6 +291,9 @@ mod tests {
             columns: ["id", "ts", "node"].map(column).to_vec(),
             primary_key: vec!["id".to_owned()],
             unique_keys: vec![vec!["id".to_owned()]],
+            opaque_constraints: Vec::new(),
+            fixed_columns: Vec::new(),
+            leaves_out_values: false,
             identity: "full".to_owned(),
             has_identity: true,
             estimated_rows: 0,
@@ -329,6 +399,27 @@ mod tests {
             judged(&source, &source, Some(&unordered), &lww()),
             [("POLICY-VERSION", Severity::Fail, Side::Target)]
         );
+    }
+
+    #[test]
+    fn what_a_policy_cannot_write_foresee_or_have_is_told() {
+        let (mut source, mut target) = (table(), table());
+        source.identity = "default".to_owned();
+        source.leaves_out_values = true;
+        target.fixed_columns = vec!["id".to_owned(), "ts".to_owned()];
+        target.opaque_constraints = vec!["when_active".to_owned()];
+        let identity = ("POLICY-IDENTITY", Severity::Fail, Side::Target);
+        let undecided = ("POLICY-UNDECIDED", Severity::Warn, Side::Target);
+        let large = ("POLICY-LARGE-VALUES", Severity::Warn, Side::Source);
+        let facts = facts();
+        let judged = |source: &TableInfo, policy: &Policy| judged(source, &target, Some(&facts), policy);
+        assert_eq!(judged(&source, &Policy::BlueWins), [identity, undecided, large]);
+        // What is skipped or put aside is not mixed.
+        assert_eq!(judged(&source, &Policy::GreenWins), [identity, undecided]);
+        assert_eq!(judged(&source, &Policy::DeadLetter), [identity, undecided]);
+        source.identity = "full".to_owned();
+        assert_eq!(judged(&source, &lww()), [identity, undecided]);
+        assert_eq!(judged(&source, &Policy::Stop), []);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::args::Run;
 use super::check::table;
 use super::human::{bytes, count, millis};
 use super::session::{Session, Sites};
-use crate::check::{Counts, findings, policy_findings, worst_first};
+use crate::check::{Counts, findings_of_run, policy_findings, worst_first};
 use crate::exit;
 use crate::http::Endpoints;
 use crate::monitor::Monitor;
@@ -192,7 +192,7 @@ async fn blocking(session: &Session, sites: &Sites) -> Result<Vec<Finding>> {
         names,
     } = sites;
     let selection = &session.settings.selection;
-    let mut found = findings(source, target, names, selection).await?;
+    let mut found = findings_of_run(source, target, names, selection).await?;
     found.extend(policy_findings(source, target, selection, &session.settings.conflicts).await?);
     worst_first(&mut found);
     Ok(found)

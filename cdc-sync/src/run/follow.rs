@@ -137,7 +137,7 @@ pub(super) async fn goal(
     pass_marker(context, "caught-up").await?;
     // Whoever hears "caught up" may switch over: a table that came later must not be missed then.
     let tables = &following.tables;
-    persist(context, "comparing the tables", || tables.look(context)).await?;
+    persist(context, "comparing the tables", || tables.look_at_end(context)).await?;
     let sequences = persist(context, "reading the sequences", || source.sequences()).await?;
     let buffer = context.settings.sequence_buffer;
     let sequences = persist(context, "setting the sequences", || {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use cdc_core::engine::{JobNames, SeedTable};
+use cdc_core::engine::{JobNames, RenamedTable, SeedTable};
 use cdc_core::{Error, Kind, Result, Site, TableName, TableSelection};
 
 use super::RunContext;
@@ -99,24 +99,72 @@ impl JobTables {
         ))
     }
 
-    /// Compares the job's tables with those that are selected on the source now.
+    /// Compares the job's tables with those that are selected on the source now. One that was renamed is passed over: the
+    /// stream brings what was done under its old name, and stops by itself at what was done under the new one.
     ///
     /// # Errors
     /// [`Kind::Schema`] when a table is there that the job does not have.
     pub(super) async fn look(&self, context: &RunContext) -> Result<()> {
-        let found = context.source.inspect(&context.selection).await?;
+        let (mut found, renamed) = self.ask(context).await?;
+        expect_renamed_selected(&renamed, &context.selection)?;
+        found.retain(|table| !renamed.iter().any(|renamed| renamed.now == *table));
+        self.compare(&found)?;
+        self.expect_published(context, &found).await
+    }
+
+    /// The same when the stream has brought all that was done until now.
+    ///
+    /// # Errors
+    /// Also [`Kind::Schema`] when a table was renamed.
+    pub(super) async fn look_at_end(&self, context: &RunContext) -> Result<()> {
+        let (found, renamed) = self.ask(context).await?;
+        expect_renamed_selected(&renamed, &context.selection)?;
+        if let Some(RenamedTable { now, was }) = renamed.first() {
+            return Err(Error::new(
+                Kind::Schema,
+                format!("the table is called {now} on the source now"),
+            )
+            .object(list(was))
+            .remedy("rename it on the target"));
+        }
+        self.compare(&found)?;
+        self.expect_published(context, &found).await
+    }
+
+    /// The selected tables of the source, and those of the job that have another name there now.
+    async fn ask(&self, context: &RunContext) -> Result<(Vec<TableName>, Vec<RenamedTable>)> {
+        let RunContext { source, names, .. } = context;
+        let found = source.inspect(&context.selection).await?;
         let found: Vec<TableName> = found.into_iter().map(|table| table.name).collect();
         if !self.new_among(&found).is_empty() {
             // `resync` brings tables in while the job runs.
-            let state = context.target.stream_state(&context.names.job).await?;
+            let state = context.target.stream_state(&names.job).await?;
             let came_in = state.seed.into_iter().map(|table| table.table);
             self.tables
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .extend(came_in);
         }
-        self.compare(&found)?;
-        let unpublished = unpublished(&*context.source, &*context.target, &context.names, &found).await?;
+        let tables: Vec<TableName> = {
+            let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            tables.iter().cloned().collect()
+        };
+        let renamed = if tables.iter().all(|table| found.contains(table)) {
+            Vec::new()
+        } else {
+            source.renamed(names, &tables).await?
+        };
+        Ok((found, renamed))
+    }
+
+    async fn expect_published(&self, context: &RunContext, found: &[TableName]) -> Result<()> {
+        let RunContext {
+            source,
+            target,
+            names,
+            ..
+        } = context;
+        let unpublished = unpublished(&**source, &**target, names, found).await?;
         expect_published(&unpublished)
     }
 
@@ -157,6 +205,23 @@ impl JobTables {
                 tracing::warn!(%table, "the table is gone from the source; on the target it stays as it is");
             }
         }
+    }
+}
+
+/// Under a name that is not selected a table's changes would be left out.
+fn expect_renamed_selected(renamed: &[RenamedTable], selection: &TableSelection) -> Result<()> {
+    let left_out = renamed.iter().find(|renamed| !selection.selects(&renamed.now));
+    match left_out {
+        None => Ok(()),
+        Some(RenamedTable { now, was }) => Err(Error::new(
+            Kind::Schema,
+            format!("the table is called {now} on the source now, which is not selected: its changes would be left out"),
+        )
+        .object(list(was))
+        .remedy(format!(
+            "run with --table '{now}' besides the others (without an --exclude of it): the stream then stops where the \
+             name changes and says what to run on the target"
+        ))),
     }
 }
 
@@ -201,6 +266,26 @@ mod tests {
             (error.kind(), error.object_name()),
             (Kind::Config, Some("public.b"))
         );
+    }
+
+    #[test]
+    fn a_table_must_be_selected_under_its_new_name() {
+        let renamed = [RenamedTable {
+            now: TableName::new("public", "b"),
+            was: names(&["a"]),
+        }];
+        expect_renamed_selected(&renamed, &TableSelection::default()).unwrap();
+        let narrow = TableSelection {
+            include: vec!["public.a".into()],
+            exclude: Vec::new(),
+        };
+        expect_renamed_selected(&[], &narrow).unwrap();
+        let error = expect_renamed_selected(&renamed, &narrow).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.object_name()),
+            (Kind::Schema, Some("public.a"))
+        );
+        assert!(error.remedy_text().unwrap().contains("--table 'public.b'"));
     }
 
     #[test]

@@ -115,6 +115,9 @@ mod tests {
                 })
                 .collect(),
             unique_keys: Vec::new(),
+            opaque_constraints: Vec::new(),
+            fixed_columns: Vec::new(),
+            leaves_out_values: false,
             identity: "default".into(),
             has_identity: true,
             estimated_rows: 0,

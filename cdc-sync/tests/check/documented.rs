@@ -20,6 +20,9 @@ const BY_UNIT_TEST: &[(&str, &str)] = &[
     ),
     ("POLICY-KEY", include_str!("../../src/check/policies.rs")),
     ("POLICY-DELETES", include_str!("../../src/check/policies.rs")),
+    ("POLICY-IDENTITY", include_str!("../../src/check/policies.rs")),
+    ("POLICY-UNDECIDED", include_str!("../../src/check/policies.rs")),
+    ("POLICY-LARGE-VALUES", include_str!("../../src/check/policies.rs")),
     ("POLICY-UNIQUE", include_str!("../../src/check/policies.rs")),
 ];
 

@@ -127,6 +127,7 @@ fn whole_job(old: u16, new: u16) {
     grant(&pair, &urls);
     let checked = verb(&urls, &["check"], 0);
     assert_eq!(checked.contains("PG-TARGET-REPLICA-ROLE"), new < 15, "{checked}");
+    assert!(!checked.contains("PG-TARGET-ORIGIN"), "{checked}");
     live(&pair, &urls);
     let owners = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname IN ('public', 'sales') \
                   AND tablename <> 'of_admin'";

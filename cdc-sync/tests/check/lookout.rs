@@ -39,6 +39,7 @@ fn a_role_that_may_only_read_gets_a_complete_answer() {
             ("PG-CREATE-RIGHT", Fail),
             ("PG-REPLICATION-RIGHT", Fail),
             ("PG-RLS", Fail),
+            ("PG-TARGET-ORIGIN", Warn),
             ("PG-TARGET-REPLICA-ROLE", Warn),
             ("PG-WRITE-RIGHT", Fail),
         ];

@@ -3,6 +3,7 @@
 
 mod encodings;
 mod objects;
+mod random;
 mod tables;
 mod values;
 mod walk;

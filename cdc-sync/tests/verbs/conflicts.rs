@@ -444,13 +444,14 @@ fn a_policy_whose_need_is_unmet_is_refused() {
             .collect()
     };
     assert_eq!(checked("loose=blue_wins", 3), ["POLICY-KEY fail public.loose"]);
-    assert_eq!(checked("customers=blue_wins", 0), Vec::<String>::new());
+    assert_eq!(checked("orders=blue_wins", 0), Vec::<String>::new());
     assert_eq!(
         checked("customers=lww:ts", 3),
         [
             "POLICY-VERSION fail public.customers.ts",
             "POLICY-VERSION fail public.customers.ts",
-            "POLICY-DELETES warn public.customers"
+            "POLICY-DELETES warn public.customers",
+            "POLICY-LARGE-VALUES warn public.customers"
         ]
     );
     let refused = pair.verb(&["run", "--conflict", "customers=lww:ts"], 3).unwrap();

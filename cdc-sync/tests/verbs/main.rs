@@ -1,6 +1,7 @@
 //! Every verb of the binary against real servers: what it prints, what it does, and how it exits.
 
 mod conflicts;
+mod ddl;
 mod lifecycle;
 mod looking;
 mod policies;

@@ -134,6 +134,26 @@ fn a_start_within_a_commit_is_refused() {
     assert!(shown.contains("started at 0/100"), "{shown}");
 }
 
+/// Only a table of the selection can have lost its name to one that is not.
+#[test]
+fn a_table_that_gets_a_name_that_is_not_selected_is_not_left_out() {
+    let mut start = start();
+    start.selection.include = vec!["public.t".into()];
+    let decoded = |messages: &[Vec<u8>]| {
+        let mut frames = Frames::default();
+        transaction(&mut frames, 0x200, messages);
+        decode(
+            &mut PgDecoder::new(ProtocolVersion::V1, &start).unwrap(),
+            &frames.chunk(),
+        )
+    };
+    let u = encode::relation(&table(T, "public", "u", b'd'));
+    let error = decoded(&[t(b'd'), encode::insert(T, &row("1", "a")), u.clone()]).unwrap_err();
+    assert_eq!(error.object_name(), Some("table public.t"));
+    assert!(error.to_string().contains("public.u"), "{error}");
+    decoded(&[u, encode::insert(T, &row("1", "a"))]).unwrap();
+}
+
 #[test]
 fn tables_not_selected_and_tables_already_seeded_are_counted_only() {
     let mut start = start();

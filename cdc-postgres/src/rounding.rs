@@ -1,17 +1,23 @@
 //! Types of a target that would change a value of the source's type without an error: an assignment rounds, cuts off,
-//! pads or drops. All other differences keep the value or refuse it.
+//! pads, drops or prints it anew. All other differences keep the value or refuse it.
+
+/// Types that read one value from several texts, such as `7` and `007`.
+const READ_LOOSELY: &[&str] = &[
+    "smallint", "integer", "bigint", "boolean", "uuid", "jsonb", "bytea", "inet", "cidr", "money",
+];
 
 /// What happens to a value of type `from` in a column of type `to`, both as `format_type` prints them; `None` when it
 /// is kept or refused.
-pub(super) fn effect(from: &str, to: &str) -> Option<&'static str> {
+pub(crate) fn effect(from: &str, to: &str) -> Option<&'static str> {
     if from == to {
         return None;
     }
     let (from, to) = (Parsed::new(from), Parsed::new(to));
+    let from_text = matches!(from.base.as_str(), "text" | "character varying" | "character");
     let from_integer = matches!(from.base.as_str(), "smallint" | "integer" | "bigint");
     let (changes, effect) = match to.base.as_str() {
         "numeric" => (
-            to.is_limited() && !from_integer && !(from.base == "numeric" && from.fits(&to, 1)),
+            from_text || (to.is_limited() && !from_integer && !(from.base == "numeric" && from.fits(&to, 1))),
             "digits after the point are rounded",
         ),
         "real" => (
@@ -19,17 +25,20 @@ pub(super) fn effect(from: &str, to: &str) -> Option<&'static str> {
             "digits are rounded",
         ),
         "double precision" => (
-            matches!(from.base.as_str(), "numeric" | "bigint"),
+            from_text || matches!(from.base.as_str(), "numeric" | "bigint"),
             "digits are rounded",
         ),
-        "date" => (from.base.starts_with("timestamp"), "the time of day is dropped"),
+        "date" => (
+            from_text || from.base.starts_with("timestamp"),
+            "the time of day is dropped",
+        ),
         base if base.ends_with(" without time zone") && from.base.ends_with(" with time zone") => {
             (true, "the time zone is dropped")
         }
         base if base.starts_with("time") || base.starts_with("interval") => {
             let fewer_fields = base.starts_with("interval ") && from.base != to.base;
             (
-                fewer_fields || (to.is_limited() && !from.fits(&to, 0)),
+                from_text || fewer_fields || (to.is_limited() && !from.fits(&to, 0)),
                 "fractions are rounded",
             )
         }
@@ -38,9 +47,40 @@ pub(super) fn effect(from: &str, to: &str) -> Option<&'static str> {
             to.is_limited() && !(from.base == to.base && from.fits(&to, 0)),
             "blanks beyond the length are cut off",
         ),
-        _ => (false, ""),
+        base => (
+            from_text && READ_LOOSELY.contains(&base),
+            "text is read as a value, and not kept as it was written",
+        ),
     };
     changes.then_some(effect)
+}
+
+/// Whether a column of type `to` holds every value of type `from` as it is. Types of which nothing is known hold no other's.
+pub(crate) fn holds(from: &str, to: &str) -> bool {
+    if from == to {
+        return true;
+    }
+    if effect(from, to).is_some() {
+        return false;
+    }
+    let (from, to) = (Parsed::new(from), Parsed::new(to));
+    let wider: &[&str] = match from.base.as_str() {
+        "smallint" => &["integer", "bigint", "numeric", "real", "double precision"],
+        "integer" => &["bigint", "numeric", "double precision"],
+        "bigint" => &["numeric"],
+        "real" => &["double precision"],
+        "character varying" | "character" => &["text", "character varying"],
+        "json" => &["text"],
+        _ => &[],
+    };
+    match to.base.as_str() {
+        "numeric" if from.base == "numeric" => from.whole_digits() <= to.whole_digits(),
+        "numeric" => wider.contains(&"numeric") && !to.is_limited(),
+        base => {
+            let same = from.base == base && base != "bit";
+            wider.contains(&base) || (same && (!to.is_limited() || from.fits(&to, 0)))
+        }
+    }
 }
 
 /// A type's name and what stands in its parentheses.
@@ -75,6 +115,15 @@ impl Parsed {
         !self.modifiers.is_empty()
     }
 
+    /// Digits before the point; of a numeric without limits more than any other has.
+    fn whole_digits(&self) -> i32 {
+        let places = (self.modifiers.first(), self.modifiers.get(1));
+        match places {
+            (Some(precision), scale) => precision - scale.unwrap_or(&0),
+            (None, _) => i32::MAX,
+        }
+    }
+
     /// Whether the modifier at `place` allows no more than that of `other`, none being no limit.
     fn fits(&self, other: &Self, place: usize) -> bool {
         self.is_limited()
@@ -99,12 +148,39 @@ mod tests {
             ("character varying(10)", "text"),
             ("timestamp(3) without time zone", "timestamp without time zone"),
             ("timestamp(0) with time zone", "timestamp(3) with time zone"),
-            ("text", "integer"),
             ("text", "citext"),
+            ("boolean", "integer"),
             ("integer[]", "bigint[]"),
             ("date", "timestamp without time zone"),
         ] {
             assert_eq!(effect(from, to), None, "{from} to {to}");
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_wide_enough_needs_no_change() {
+        for (from, to) in [
+            ("integer", "bigint"),
+            ("bigint", "numeric"),
+            ("numeric(10,2)", "numeric(12,2)"),
+            ("character varying(10)", "text"),
+            ("timestamp(3) without time zone", "timestamp without time zone"),
+            ("s.mood", "s.mood"),
+        ] {
+            assert!(holds(from, to), "{from} to {to}");
+        }
+        for (from, to) in [
+            ("bigint", "integer"),
+            ("numeric(12,2)", "numeric(10,2)"),
+            ("numeric(12,4)", "numeric(12,2)"),
+            ("numeric", "numeric(12,2)"),
+            ("bigint", "numeric(12,2)"),
+            ("text", "character varying(10)"),
+            ("text", "integer"),
+            ("boolean", "integer"),
+            ("s.mood", "integer"),
+        ] {
+            assert!(!holds(from, to), "{from} to {to}");
         }
     }
 
@@ -123,6 +199,10 @@ mod tests {
             ("timestamp without time zone", "date"),
             ("time with time zone", "time without time zone"),
             ("interval", "interval day to second(3)"),
+            ("text", "integer"),
+            ("text", "numeric"),
+            ("character varying(10)", "date"),
+            ("text", "timestamp with time zone"),
             ("text", "character varying(10)"),
             ("character varying(20)", "character varying(10)"),
             ("character(5)", "character(10)"),
