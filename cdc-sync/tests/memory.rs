@@ -11,8 +11,9 @@ const MIB: u64 = 1 << 20;
 const PROCESS: u64 = 32 * MIB;
 /// How many copies of the largest row there are at most outside of the budget: it is let in whole when the budget has
 /// any room left (1), and lies in a buffer that grows by doubling (2), in a batch before its chunk is given up (1), as a
-/// parameter (1), and in the buffer of the connection to the target, which doubles, too (2).
-const COPIES: u64 = 7;
+/// parameter (1), and in the buffer of the connection to the target, which doubles, too (2). The allocator keeps some of what was
+/// given back: up to one more was seen on a machine with nothing to do, and two with ten others at work (226 MiB in all).
+const COPIES: u64 = 10;
 /// Ten times and more what the larger of the transactions takes.
 const LIMIT: Duration = Duration::from_secs(1200);
 
@@ -137,7 +138,7 @@ fn ten_million_rows_in_one_transaction() {
     if !testbed::runs_long_tier() {
         return;
     }
-    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v text)", 112, 1_000_000);
+    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v text)", 64, 400_000);
     let script = "INSERT INTO t SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 10000000) n";
     let peak = following.apply(script, 10_000_000);
     assert!(peak < 512 * MIB, "{} MiB", peak / MIB);
