@@ -218,7 +218,10 @@ impl PgSource {
         let is_read = self.last_read.elapsed() < READ_LATELY;
         let sender = self.sender.as_mut().ok_or_else(not_open)?;
         // Of a large frame that comes slowly, bytes come before it is one.
-        let silence = self.silent_since.elapsed().min(sender.connection.heard().elapsed());
+        let silence = self
+            .silent_since
+            .elapsed()
+            .min(sender.connection.heard().elapsed());
         if !is_read || silence < silence::patience() {
             return Ok(());
         }

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use cdc_core::Error;
 use cdc_core::plan::Image;
 use cdc_core::sink::Applied;
-use cdc_core::Error;
 
 use crate::error::PgError;
 use crate::wire::{Completion, Connection, Format, Pipeline, PipelineError, Stage};

@@ -54,7 +54,10 @@ impl Suspects {
 
     /// The statement that keeps other writers away, or fails at once where there are any.
     pub(super) fn lock(&self) -> String {
-        format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE NOWAIT", qualified(&self.table))
+        format!(
+            "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE NOWAIT",
+            qualified(&self.table)
+        )
     }
 
     /// The error when the changes did not arrive although nobody else wrote.

@@ -107,7 +107,10 @@ async fn drive(
 ) -> Result<(), PgError> {
     let mut connection = pin!(connection);
     let mut backend = None;
-    let is_silent = || owed.silence().is_some_and(|silence| silence >= silence::patience());
+    let is_silent = || {
+        owed.silence()
+            .is_some_and(|silence| silence >= silence::patience())
+    };
     loop {
         match timeout(silence::patience() / 4, &mut connection).await {
             Ok(ended) => return ended.map_err(PgError::from),

@@ -205,7 +205,8 @@ mod tests {
     fn later_settings_depend_on_version_and_purpose() {
         let replication = Purpose::Replication(ReplicationSettings::default());
         let own = Backend::SELF;
-        let sql = |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose, Some("UTF8"), None);
+        let sql =
+            |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose, Some("UTF8"), None);
         assert_eq!(sql(110_000, &replication), format!("SELECT {own}"));
         assert_eq!(
             sql(130_000, &Purpose::Sql),
@@ -235,7 +236,11 @@ mod tests {
     #[test]
     fn the_users_word_on_the_walsender_stays() {
         let replication = Purpose::Replication(ReplicationSettings::default());
-        for options in ["-c wal_sender_timeout=5s", "-cwal_sender_timeout=5s", "--wal-sender-timeout=5s"] {
+        for options in [
+            "-c wal_sender_timeout=5s",
+            "-cwal_sender_timeout=5s",
+            "--wal-sender-timeout=5s",
+        ] {
             let sql = after_startup(ServerVersion(180_000), &replication, None, Some(options));
             assert!(!sql.contains("wal_sender_timeout"), "{options}: {sql}");
             assert!(sql.contains("logical_decoding_work_mem"), "{options}: {sql}");

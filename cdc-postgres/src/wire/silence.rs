@@ -172,7 +172,9 @@ impl Silent {
     /// A pooler announces numbers of its own, and hands the server's sessions on to others of its clients: one that
     /// waits there may be another's by now.
     fn is_ours_alone(&self) -> bool {
-        self.backend.as_ref().is_some_and(|ours| ours.pid == self.announced_pid)
+        self.backend
+            .as_ref()
+            .is_some_and(|ours| ours.pid == self.announced_pid)
     }
 }
 
@@ -220,9 +222,7 @@ impl Owed {
             ready, last, ours, ..
         } = &mut *account;
         *last = Instant::now();
-        ours.take(bytes, |kind, _| {
-            *ready += u64::from(matches!(kind, b'Q' | b'S'))
-        });
+        ours.take(bytes, |kind, _| *ready += u64::from(matches!(kind, b'Q' | b'S')));
     }
 
     pub(crate) fn read(&self, bytes: &[u8]) {
@@ -303,7 +303,9 @@ impl Frames {
                 .header
                 .get(self.typed..)
                 .and_then(|bytes| bytes.split_first_chunk())
-                .map_or((0, &[][..]), |(length, begin)| (u32::from_be_bytes(*length), begin));
+                .map_or((0, &[][..]), |(length, begin)| {
+                    (u32::from_be_bytes(*length), begin)
+                });
             self.body = usize::try_from(length).map_or(0, |length| length.saturating_sub(4 + begin.len()));
             if self.typed == 1 {
                 seen(self.header.first().copied().unwrap_or_default(), begin);

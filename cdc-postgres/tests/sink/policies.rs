@@ -355,7 +355,9 @@ fn a_change_that_a_trigger_keeps_back_stops() {
                 Changes::new().insert(&t, &row("9")),
                 Changes::new().delete(&t, &[Of::from("5"), Of::Absent, Of::Absent]),
             ] {
-                target.sql(&format!("ALTER TABLE t DISABLE TRIGGER kept; {FILL}; ALTER TABLE t ENABLE ALWAYS TRIGGER kept"));
+                target.sql(&format!(
+                    "ALTER TABLE t DISABLE TRIGGER kept; {FILL}; ALTER TABLE t ENABLE ALWAYS TRIGGER kept"
+                ));
                 target.set_policy("t", &policy).await;
                 let error = apply(&mut target, changes.group(), PlanMode::Ordered)
                     .await
@@ -367,7 +369,10 @@ fn a_change_that_a_trigger_keeps_back_stops() {
                 );
                 assert!(error.message().contains("trigger kept"), "{error}");
                 let object = error.object_name().unwrap();
-                assert!(["public.t (id=5)", "public.t (id=9)"].contains(&object), "{error}");
+                assert!(
+                    ["public.t (id=5)", "public.t (id=9)"].contains(&object),
+                    "{error}"
+                );
             }
         }
         // Where somebody else writes it is not known who it was.

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testbed::pair::LIMIT;
-use testbed::workload::{Config, Fill, Workload, prepare};
 use testbed::proxy::{Act, Aim, Direction, Place};
+use testbed::workload::{Config, Fill, Workload, prepare};
 use testbed::{Pair, Process, Proxy, StopMode};
 
 const FILL: Fill = Fill {
@@ -70,7 +70,9 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
     let [blue, green] = pair.urls();
     // Blue ends a walsender whose client says nothing for so long.
     let impatient = format!("{blue}?options=-c%20wal_sender_timeout%3D5s");
-    let mut running = pair.spawn_between([&impatient, &green], &["run"]).expect("run starts");
+    let mut running = pair
+        .spawn_between([&impatient, &green], &["run"])
+        .expect("run starts");
     // Until it follows, an outage is a start that failed.
     running
         .wait_for("stream started", LIMIT)
@@ -137,7 +139,11 @@ fn servers_that_stay_away_during_the_seed_are_waited_for() {
             .expect("run starts");
         let deadline = Instant::now() + LIMIT;
         while !proxy.has_hit() {
-            assert!(running.is_running() && Instant::now() < deadline, "{}", running.stderr());
+            assert!(
+                running.is_running() && Instant::now() < deadline,
+                "{}",
+                running.stderr()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         let server = if on_blue { &mut pair.blue } else { &mut pair.green };

@@ -408,18 +408,28 @@ fn changes_of_one_row_wait_in_line_and_carry_the_origin() {
         let refused = pair.verb(&["conflicts", "retry", late], 8).unwrap();
         let error = &refused["conflicts"][0]["error"];
         assert!(
-            error["message"].as_str().unwrap().starts_with(&format!("conflict {first} ")),
+            error["message"]
+                .as_str()
+                .unwrap()
+                .starts_with(&format!("conflict {first} ")),
             "{refused}"
         );
         assert!(
-            error["remedy"].as_str().unwrap().contains(&format!("conflicts retry {first}")),
+            error["remedy"]
+                .as_str()
+                .unwrap()
+                .contains(&format!("conflicts retry {first}")),
             "{refused}"
         );
     }
     pair.verb(&["conflicts", "retry", "--all"], 0).unwrap();
     assert_eq!(account(&pair, 40), "moved,x   ,t,41.00,{a,NULL,\"b c\"},80,4");
     assert_eq!(account(&pair, 60), "n1,61.00,120,60");
-    assert_eq!(pair.on_green("SELECT count(*) FROM accounts WHERE id = 4").unwrap(), "0");
+    assert_eq!(
+        pair.on_green("SELECT count(*) FROM accounts WHERE id = 4")
+            .unwrap(),
+        "0"
+    );
 
     // Message type, and the name behind an LSN ("Logical Replication Message Formats").
     let sent = "WITH sent AS (SELECT chr(get_byte(data, 0)) AS kind, \

@@ -146,11 +146,7 @@ async fn own_row<'a>(
 ///
 /// # Errors
 /// [`Kind::Conflict`] when it is not as it was logged.
-async fn is_as_logged(
-    transaction: &Transaction<'_>,
-    aside: &Aside,
-    logged: Option<&Values>,
-) -> Result<bool> {
+async fn is_as_logged(transaction: &Transaction<'_>, aside: &Aside, logged: Option<&Values>) -> Result<bool> {
     let place = &aside.place;
     let ask = async |sql: String| {
         let row = transaction.query_one(&sql, &[]).await;
@@ -264,7 +260,10 @@ async fn hand_on(
     for id in later.iter().map(|row| row.get::<_, i64>(0)) {
         let rows = green(transaction, id).await?;
         if own_row(transaction, aside, place, &rows).await? == before {
-            transaction.execute(&update, &[&id]).await.map_err(during(doing))?;
+            transaction
+                .execute(&update, &[&id])
+                .await
+                .map_err(during(doing))?;
         }
     }
     Ok(())

@@ -56,10 +56,10 @@ fn answer(value: &str) -> Vec<u8> {
 #[tokio::test]
 async fn an_answer_that_comes_while_the_server_is_asked_wins() {
     let Scene {
+        _folder,
         listener,
         mut server,
         mut connection,
-        ..
     } = scene("42").await;
     let script = async {
         server.expect(b'Q').await;
@@ -76,10 +76,10 @@ async fn an_answer_that_comes_while_the_server_is_asked_wins() {
 #[tokio::test(start_paused = true)]
 async fn a_message_that_comes_slowly_is_no_silence() {
     let Scene {
+        _folder,
         listener,
         mut server,
         mut connection,
-        ..
     } = scene("42").await;
     PATIENCE.set(Duration::from_secs(60));
     let bytes = answer(&"x".repeat(1000));
@@ -98,10 +98,10 @@ async fn a_message_that_comes_slowly_is_no_silence() {
 /// What the other connection does after it was told that the session waits for its client.
 async fn after_it_waits(pid: &str) -> (String, Option<String>) {
     let Scene {
+        _folder,
         listener,
         mut server,
         mut connection,
-        ..
     } = scene(pid).await;
     let script = async {
         server.expect(b'Q').await;
@@ -141,19 +141,17 @@ async fn the_session_behind_a_pooler_is_not_ended() {
 #[tokio::test]
 async fn a_session_of_which_nothing_is_known_is_not_ended() {
     let Scene {
+        _folder,
         listener,
         mut server,
         mut connection,
-        ..
     } = scene("unknown").await;
     let script = async {
         server.expect(b'Q').await;
         let (mut asking, sql) = asked(&listener).await;
         assert!(sql.contains("pid = 42"), "{sql}");
         // It is gone.
-        asking
-            .send(&[complete("SELECT 0"), ready(b'I')].concat())
-            .await;
+        asking.send(&[complete("SELECT 0"), ready(b'I')].concat()).await;
         assert_eq!(asking.read().await.0, b'X');
     };
     let (value, ()) = within(async { tokio::join!(connection.single_value("q"), script) }).await;
