@@ -70,8 +70,12 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
     let [blue, green] = pair.urls();
     // Blue ends a walsender whose client says nothing for so long.
     let impatient = format!("{blue}?options=-c%20wal_sender_timeout%3D5s");
+    // Of groups so small, few are under way: then a target that stands still soon keeps the source from being read.
+    let mut file = tempfile::NamedTempFile::new().expect("a job file");
+    std::io::Write::write_all(&mut file, b"[apply]\ngroup_rows = 50\n").expect("a job file");
+    let file = file.path().to_str().expect("a path of text");
     let mut running = pair
-        .spawn_between([&impatient, &green], &["run"])
+        .spawn_between([&impatient, &green], &["run", "-c", file])
         .expect("run starts");
     // Until it follows, an outage is a start that failed.
     running
