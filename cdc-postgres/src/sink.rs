@@ -19,6 +19,7 @@ mod render;
 mod rows;
 mod session;
 mod sql;
+mod suppressed;
 mod tables;
 mod values;
 
@@ -40,6 +41,7 @@ use decided::Decided;
 use flight::{Failure, Flight, Halt, Subject};
 use net::{Buffers, NetSets};
 use rows::Rows;
+use suppressed::{Suspects, overtaken};
 use tables::Tables;
 
 /// Where the target transaction stands.
@@ -57,6 +59,23 @@ enum Progress {
         savepoint: bool,
     },
 }
+
+/// Why a plan that was sent is not applied.
+#[derive(Debug)]
+enum Flown {
+    /// Changes that a policy let through did not arrive.
+    Overtaken(Subject),
+    Failed(Error),
+}
+
+impl From<Error> for Flown {
+    fn from(error: Error) -> Flown {
+        Flown::Failed(error)
+    }
+}
+
+/// `lock_not_available`
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Applies a stream to one database.
 #[derive(Debug)]
@@ -106,15 +125,38 @@ impl PgSink {
         if let Err(error) = self.make_ready(plan).await {
             return Err(self.not_ready(error).await);
         }
-        match self.fly(plan).await {
-            Ok(applied) => {
-                if let Progress::Open { plans, .. } = &mut self.progress {
-                    *plans += 1;
-                }
-                Ok(applied)
-            }
-            Err(error) => Err(self.undo(error).await),
+        let flown = match self.fly(plan, None).await {
+            Err(Flown::Overtaken(subject)) => self.fly_alone(plan, subject).await,
+            Err(Flown::Failed(error)) => Err(self.undo(error).await),
+            Ok(applied) => Ok(applied),
+        };
+        if let (Ok(_), Progress::Open { plans, .. }) = (&flown, &mut self.progress) {
+            *plans += 1;
         }
+        flown
+    }
+
+    /// Tries a plan again of which changes did not arrive, with nobody else writing, where something of the target may
+    /// have kept them back.
+    async fn fly_alone(&mut self, plan: &ApplyPlan, subject: Subject) -> Result<Applied> {
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
+        let suspects = match Suspects::find(connection, plan, subject).await {
+            Ok(Some(suspects)) => suspects,
+            Ok(None) => return Err(self.undo(overtaken()).await),
+            Err(error) => return Err(self.undo(error).await),
+        };
+        // As after an error that stops, the target transaction stays, without the plan.
+        let undone = self.undo(suspects.blamed(plan, subject)).await;
+        if self.progress == Progress::None {
+            return Err(undone);
+        }
+        let error = match self.fly(plan, Some(&suspects.lock())).await {
+            Ok(applied) => return Ok(applied),
+            Err(Flown::Overtaken(subject)) => suspects.blamed(plan, subject),
+            Err(Flown::Failed(error)) if error.server_code() == Some(LOCK_NOT_AVAILABLE) => overtaken(),
+            Err(Flown::Failed(error)) => error,
+        };
+        Err(self.undo(error).await)
     }
 
     /// Learns what the plan's statements must know of the target.
@@ -151,16 +193,20 @@ impl PgSink {
         }
     }
 
-    /// Sends a plan.
-    async fn fly(&mut self, plan: &ApplyPlan) -> Result<Applied> {
+    /// Sends a plan, behind the statement `first` if there is one.
+    async fn fly(&mut self, plan: &ApplyPlan, first: Option<&str>) -> Result<Applied, Flown> {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
-        let mut flight = Flight::begin(connection).await?;
+        let mut flight = Flight::begin(connection).await.map_err(Error::from)?;
         let mut opening = Opening {
             stream: &self.stream,
             epoch: &self.epoch,
             progress: &mut self.progress,
         };
-        let fed = match opening.send(&mut flight).await {
+        let opened = match (opening.send(&mut flight).await, first) {
+            (Ok(()), Some(first)) => flight.once(first, Subject::Session).await,
+            (opened, _) => opened,
+        };
+        let fed = match opened {
             Ok(()) => feed(&mut flight, plan, &mut self.tables, &mut self.buffers).await,
             halted => halted,
         };
@@ -170,6 +216,10 @@ impl PgSink {
                 failpoint!("sink.applied", error);
                 Ok(applied)
             }
+            Err(Failure::Overtaken(subject)) => {
+                self.tables.settle(true);
+                Err(Flown::Overtaken(subject))
+            }
             Err(failure) => {
                 let lost = lost_connection(&failure);
                 let error = fault::explain(failure, plan, &self.tables, &self.stream);
@@ -177,7 +227,7 @@ impl PgSink {
                 if lost {
                     self.drop_connection();
                 }
-                Err(error)
+                Err(Flown::Failed(error))
             }
         }
     }
@@ -245,7 +295,7 @@ impl PgSink {
         let error = match failure {
             Failure::Server { error, .. } => explained(error, &self.stream),
             Failure::Own(error) => error,
-            Failure::Count { .. } => Error::bug("rows were counted of a commit"),
+            Failure::Count { .. } | Failure::Overtaken(_) => Error::bug("rows were counted of a commit"),
         };
         Err(match self.rollback_transaction().await {
             Ok(()) => error,
@@ -272,7 +322,7 @@ impl PgSink {
         let error = match failure {
             Failure::Server { error, .. } => explained(error, &self.stream),
             Failure::Own(error) => error,
-            Failure::Count { .. } => Error::bug("rows were counted of a beginning"),
+            Failure::Count { .. } | Failure::Overtaken(_) => Error::bug("rows were counted of a beginning"),
         };
         if lost {
             self.drop_connection();
@@ -310,7 +360,7 @@ fn not_connected() -> Error {
 fn lost_connection(failure: &Failure) -> bool {
     match failure {
         Failure::Server { stage, error, .. } => *stage == Stage::Connection || error.is_fatal(),
-        Failure::Count { .. } | Failure::Own(_) => false,
+        Failure::Count { .. } | Failure::Overtaken(_) | Failure::Own(_) => false,
     }
 }
 

@@ -216,11 +216,16 @@ impl PgSource {
     /// is at work on something large or out of reach.
     async fn expect_work(&mut self) -> Result<()> {
         let is_read = self.last_read.elapsed() < READ_LATELY;
-        let sender = self.sender.as_ref().ok_or_else(not_open)?;
-        if !is_read || self.silent_since.elapsed() < silence::patience() {
+        let sender = self.sender.as_mut().ok_or_else(not_open)?;
+        // Of a large frame that comes slowly, bytes come before it is one.
+        let silence = self
+            .silent_since
+            .elapsed()
+            .min(sender.connection.heard().elapsed());
+        if !is_read || silence < silence::patience() {
             return Ok(());
         }
-        sender.connection().as_silent().expect_work().await?;
+        sender.connection.expect_work().await?;
         self.silent_since = Instant::now();
         Ok(())
     }

@@ -44,7 +44,7 @@ impl Default for WalSenderOptions {
 /// A replication connection to one database of the source.
 #[derive(Debug)]
 pub struct WalSender {
-    connection: Connection,
+    pub(crate) connection: Connection,
     max_frame_bytes: usize,
     /// The connection is in copy-both mode.
     streaming: bool,

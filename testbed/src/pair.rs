@@ -53,15 +53,14 @@ impl Pair {
 
     /// A command of the binary for this pair, which asks nothing and prints JSON.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let [_, target] = self.urls();
-        self.command_to(&target, arguments)
+        let [source, target] = self.urls();
+        Self::command_between([&source, &target], arguments)
     }
 
-    fn command_to(&self, target: &str, arguments: &[&str]) -> Result<Command> {
-        let [source, _] = self.urls();
+    fn command_between([source, target]: [&str; 2], arguments: &[&str]) -> Result<Command> {
         let mut command = process::cdc_sync()?;
         command.args(arguments).args(["--yes", "--json"]);
-        command.args(["--source", &source, "--target", target]);
+        command.args(["--source", source, "--target", target]);
         if arguments.first() == Some(&"run") {
             command.arg("--pg-bin").arg(postgres_tools()?.bin);
         }
@@ -75,7 +74,13 @@ impl Pair {
 
     /// Starts a verb that reaches green by another URL, such as that of a proxy.
     pub fn spawn_to(&self, target: &str, arguments: &[&str]) -> Result<Process> {
-        Process::spawn(self.command_to(target, arguments)?)
+        let [source, _] = self.urls();
+        self.spawn_between([&source, target], arguments)
+    }
+
+    /// Starts a verb that reaches blue and green by these URLs.
+    pub fn spawn_between(&self, urls: [&str; 2], arguments: &[&str]) -> Result<Process> {
+        Process::spawn(Self::command_between(urls, arguments)?)
     }
 
     /// Runs a verb to its end and returns its JSON.

@@ -4,6 +4,7 @@ use cdc_core::plan::{ApplyPlan, Image, Step};
 use cdc_core::{Action, Error, Kind};
 
 use super::flight::{Effect, Failure, RowSubject, Subject};
+use super::suppressed::overtaken;
 use super::tables::Tables;
 use super::values::text;
 use crate::error::{PgError, SqlState};
@@ -21,6 +22,7 @@ const TARGET_WRITTEN: &str =
 pub(super) fn explain(failure: Failure, plan: &ApplyPlan, tables: &Tables, stream: &str) -> Error {
     match failure {
         Failure::Own(error) => error,
+        Failure::Overtaken(_) => overtaken(),
         Failure::Count {
             subject,
             expected,
@@ -56,14 +58,14 @@ fn undecided(error: &PgError) -> Error {
         .remedy("mend the row on the target, or choose another policy for the table; then run again")
 }
 
-fn table_name(plan: &ApplyPlan, table: usize) -> String {
+pub(super) fn table_name(plan: &ApplyPlan, table: usize) -> String {
     plan.tables
         .get(table)
         .map_or_else(String::new, |table| table.target.name.to_string())
 }
 
 /// The table and the key of a row.
-fn row_name(plan: &ApplyPlan, row: RowSubject) -> String {
+pub(super) fn row_name(plan: &ApplyPlan, row: RowSubject) -> String {
     let name = table_name(plan, row.table);
     match key(plan, row.table, row.key) {
         Some(key) => format!("{name} ({key})"),

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use cdc_core::Error;
 use cdc_core::plan::Image;
 use cdc_core::sink::Applied;
-use cdc_core::{Action, Error, Kind};
 
 use crate::error::PgError;
 use crate::wire::{Completion, Connection, Format, Pipeline, PipelineError, Stage};
@@ -90,6 +90,8 @@ pub(super) enum Failure {
         expected: u64,
         affected: u64,
     },
+    /// A statement that decides about conflicts let changes through that did not arrive.
+    Overtaken(Subject),
     /// What is to be sent cannot be made.
     Own(Error),
 }
@@ -234,13 +236,7 @@ impl<'c> Flight<'c> {
         match fed {
             Ok(()) => match log.raced {
                 None => Ok(log.applied),
-                Some(_) => Err(Failure::Own(
-                    Error::new(
-                        Kind::Conflict,
-                        "the target's rows were changed while a conflict policy decided about them",
-                    )
-                    .action(Action::Retry),
-                )),
+                Some(subject) => Err(Failure::Overtaken(subject)),
             },
             Err(Halt::Own(error)) => Err(Failure::Own(error)),
             Err(Halt::Server(error)) => Err(Failure::Own(error.into())),

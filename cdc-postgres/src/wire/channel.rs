@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Header, Message};
 use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::Instant;
 
 use super::stream::Stream;
 use crate::error::PgError;
@@ -44,6 +45,10 @@ pub(crate) struct Channel {
     write_error: Option<PgError>,
     /// Largest message accepted.
     max_message: usize,
+    /// When a byte last came.
+    heard: Instant,
+    /// When a byte last went.
+    told: Instant,
 }
 
 impl Channel {
@@ -55,7 +60,19 @@ impl Channel {
             unflushed: false,
             write_error: None,
             max_message,
+            heard: Instant::now(),
+            told: Instant::now(),
         }
+    }
+
+    /// When a byte last came.
+    pub(crate) fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// When a byte last came or went.
+    pub(crate) fn moved(&self) -> Instant {
+        self.heard.max(self.told)
     }
 
     pub(crate) fn stream(&self) -> &Stream {
@@ -137,7 +154,10 @@ impl Channel {
         let result = ready!(std::future::Future::poll(read, cx));
         Poll::Ready(match result {
             Ok(0) => Err(self.write_error.take().unwrap_or_else(PgError::closed)),
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.heard = Instant::now();
+                Ok(())
+            }
             Err(error) => Err(self.write_error.take().unwrap_or_else(|| error.into())),
         })
     }
@@ -162,6 +182,7 @@ impl Channel {
                     self.outgoing.advance(buffered);
                     *more = more.get(written - buffered..).unwrap_or_default();
                     self.unflushed = true;
+                    self.told = Instant::now();
                 }
                 Err(error) => self.write_error = Some(error.into()),
             }
@@ -193,16 +214,18 @@ impl Channel {
 
     /// Waits for the next message, writing meanwhile. Cancel-safe.
     pub(crate) async fn receive(&mut self) -> Result<Incoming, PgError> {
-        poll_fn(|cx| {
-            loop {
-                if let Some(message) = self.buffered()? {
-                    return Poll::Ready(Ok(message));
-                }
-                let _ = self.poll_drain(cx);
-                ready!(self.poll_fill(cx))?;
+        poll_fn(|cx| self.poll_receive(cx)).await
+    }
+
+    /// The same, as a poll.
+    pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming, PgError>> {
+        loop {
+            if let Some(message) = self.buffered()? {
+                return Poll::Ready(Ok(message));
             }
-        })
-        .await
+            let _ = self.poll_drain(cx);
+            ready!(self.poll_fill(cx))?;
+        }
     }
 
     /// Sends Terminate and closes. Waits for nothing: the session is over either way.

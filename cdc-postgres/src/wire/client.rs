@@ -1,7 +1,7 @@
 //! tokio-postgres over our own stream, so that hosts, TLS, passwords and session settings are the same for both.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::{Ready, poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -10,13 +10,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::attempts::{Attempt, Attempts};
 use super::connection::Connection;
 use super::session::{self, Purpose};
-use super::silence::{self, Owed, Silent};
+use super::silence::{self, Backend, Owed, Silent};
 use super::stream::{self, Encryption, Stream};
 use crate::config::{self, Config, TargetSessionAttrs};
 use crate::error::{Kind, PgError};
@@ -79,19 +80,21 @@ async fn try_once(
     let version = connection
         .parameter("server_version")
         .and_then(super::ServerVersion::parse);
-    let (tell_pid, pid) = oneshot::channel();
+    let (tell, told) = oneshot::channel();
     let silent = (config.clone(), attempt.endpoint.clone(), attempt.encryption);
-    let driver = tokio::spawn(drive(connection, owed, silent, pid));
-    // The library takes text for UTF-8: its sessions keep that encoding, and read no values of tables.
-    let after = version.and_then(|version| session::after_startup(version, &Purpose::Sql, None));
-    if let Some(sql) = after {
-        client.batch_execute(&sql).await?;
+    let driver = tokio::spawn(drive(connection, owed, silent, told));
+    if let Some(version) = version {
+        // The library takes text for UTF-8: its sessions keep that encoding, and read no values of tables.
+        let after = session::after_startup(version, &Purpose::Sql, None, None);
+        let answer = client.simple_query(&after).await?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) if row.len() > 1 => Some(row),
+            _ => None,
+        });
+        let backend = row.and_then(|row| Backend::read(|place| row.try_get(place).ok()?));
+        // The driver has ended if nobody takes it.
+        let _ = tell.send(backend);
     }
-    let row = client
-        .query_typed_one("SELECT pg_catalog.pg_backend_pid()", &[])
-        .await?;
-    // The driver has ended if nobody takes it.
-    let _ = tell_pid.send(row.get(0));
     Ok((client, driver))
 }
 
@@ -100,30 +103,44 @@ async fn drive(
     connection: impl Future<Output = Result<(), tokio_postgres::Error>>,
     owed: Owed,
     (config, endpoint, encryption): (config::Config, config::Endpoint, Encryption),
-    mut pid: oneshot::Receiver<i32>,
+    mut told: oneshot::Receiver<Option<Backend>>,
 ) -> Result<(), PgError> {
     let mut connection = pin!(connection);
-    let mut backend_pid = None;
+    let mut backend = None;
+    let is_silent = || {
+        owed.silence()
+            .is_some_and(|silence| silence >= silence::patience())
+    };
     loop {
         match timeout(silence::patience() / 4, &mut connection).await {
             Ok(ended) => return ended.map_err(PgError::from),
-            Err(_) if owed.silence().is_none_or(|silence| silence < silence::patience()) => continue,
-            Err(_) => {}
+            Err(_) if is_silent() => {}
+            Err(_) => continue,
         }
-        if backend_pid.is_none() {
-            backend_pid = pid.try_recv().ok();
+        if backend.is_none() {
+            backend = told.try_recv().ok();
         }
-        // Without its number it has not logged in yet, for which there is a limit of its own.
-        if let Some(backend_pid) = backend_pid {
-            let silent = Silent {
-                config: config.clone(),
-                endpoint: endpoint.clone(),
-                encryption,
-                backend_pid,
-            };
-            silent.expect_work().await?;
-            owed.forgive();
+        // Before the end of the login there is a limit of its own.
+        let (Some(backend), Some(announced_pid)) = (&backend, owed.pid()) else {
+            continue;
+        };
+        let silent = Silent {
+            config: config.clone(),
+            endpoint: endpoint.clone(),
+            encryption,
+            announced_pid,
+            backend: backend.clone(),
+        };
+        let mut asked = silent.expect_work();
+        let ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Ok(Some(ended))),
+            Poll::Pending if !is_silent() => Poll::Ready(Ok(None)),
+            Poll::Pending => asked.as_mut().poll(cx).map_ok(|()| None),
+        });
+        if let Some(ended) = ended.await? {
+            return ended.map_err(PgError::from);
         }
+        owed.forgive();
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::attempts::{Attempt, Attempts, limited};
 use super::channel::{Channel, Incoming, MAX_MESSAGE};
@@ -18,7 +18,7 @@ use super::notice;
 use super::pipeline::Pipeline;
 use super::rows::{self, QueryResult, Row};
 use super::session::{self, Purpose};
-use super::silence::{self, Silent};
+use super::silence::{self, Backend, Silent};
 use super::stream::{self, Encryption, Stream};
 use super::version::{Feature, ServerVersion};
 use crate::config::{Config, Endpoint, TargetSessionAttrs};
@@ -58,6 +58,8 @@ pub struct Connection {
     pub(super) debts: Debts,
     pub(super) status: TransactionStatus,
     session: Session,
+    /// what the session is to the server itself
+    backend: Option<Backend>,
     endpoint: Endpoint,
     encryption: Encryption,
     config: Config,
@@ -122,17 +124,16 @@ impl Connection {
             debts: Debts::default(),
             status: TransactionStatus::Idle,
             session,
+            backend: None,
             endpoint: endpoint.clone(),
             encryption,
             config: config.clone(),
         };
-        if let Some(sql) = session::after_startup(
-            connection.session.version,
-            purpose,
-            connection.parameter("server_encoding"),
-        ) {
-            connection.simple_query(&sql).await?;
-        }
+        let encoding = connection.parameter("server_encoding");
+        let sql = session::after_startup(connection.session.version, purpose, encoding, config.options());
+        let results = connection.simple_query(&sql).await?;
+        let row = results.last().and_then(|result| result.rows.first());
+        connection.backend = row.and_then(|row| Backend::read(|place| row.text(place).ok()?));
         Ok(connection)
     }
 
@@ -328,13 +329,9 @@ impl Connection {
     /// The same, CopyBothResponse included.
     pub(crate) async fn receive_any(&mut self) -> Result<Incoming, PgError> {
         loop {
-            let received = match timeout(silence::patience(), self.channel.receive()).await {
-                Ok(received) => received,
-                Err(_) => {
-                    self.expect_work().await?;
-                    continue;
-                }
-            };
+            let received = self
+                .attended(|connection, cx| connection.channel.poll_receive(cx))
+                .await;
             let message = received.inspect_err(|_| self.debts.torn = true)?;
             if let Some(message) = self.sift(message)? {
                 return Ok(message);
@@ -342,20 +339,72 @@ impl Connection {
         }
     }
 
-    /// The server has said nothing for [`silence::patience`]: an error unless it is at work.
-    pub(super) async fn expect_work(&mut self) -> Result<(), PgError> {
-        let asked = self.as_silent().expect_work();
-        asked.await.inspect_err(|_| self.debts.torn = true)
+    /// Polls `work` until it is done. Each time no byte has come or gone for [`silence::patience`], the server is asked
+    /// whether it is at work; otherwise it is an error.
+    pub(super) async fn attended<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Connection, &mut Context<'_>) -> Poll<Result<T, PgError>>,
+    ) -> Result<T, PgError> {
+        let mut since = Instant::now();
+        loop {
+            let until = since.max(self.channel.moved()) + silence::patience();
+            if let Ok(done) = timeout_at(until, poll_fn(|cx| work(self, cx))).await {
+                return done;
+            }
+            if self.channel.moved() + silence::patience() > until {
+                continue;
+            }
+            if let Some(done) = self.asking(&mut work).await? {
+                return Ok(done);
+            }
+            since = Instant::now();
+        }
+    }
+
+    /// Asks whether the server is at work, unless something comes meanwhile.
+    async fn asking<T>(
+        &mut self,
+        work: &mut impl FnMut(&mut Connection, &mut Context<'_>) -> Poll<Result<T, PgError>>,
+    ) -> Result<Option<T>, PgError> {
+        let mut asked = self.as_silent().expect_work();
+        let moved = self.channel.moved();
+        poll_fn(|cx| match work(self, cx) {
+            Poll::Ready(done) => Poll::Ready(done.map(Some)),
+            Poll::Pending if self.channel.moved() > moved => Poll::Ready(Ok(None)),
+            Poll::Pending => match asked.as_mut().poll(cx) {
+                Poll::Ready(Err(error)) => {
+                    self.debts.torn = true;
+                    Poll::Ready(Err(error))
+                }
+                asked => asked.map_ok(|()| None),
+            },
+        })
+        .await
+    }
+
+    /// Asks whether the server is at work, for a caller that reads by other means. What comes meanwhile is kept for it.
+    pub(crate) async fn expect_work(&mut self) -> Result<(), PgError> {
+        let filled = |connection: &mut Connection, cx: &mut Context<'_>| {
+            // An end of the stream is told by the next read, behind what came before it.
+            connection.channel.poll_fill(cx).map(|_| Ok(()))
+        };
+        self.asking(&mut { filled }).await.map(|_| ())
     }
 
     /// What is needed to ask the server about the session of this connection.
-    pub(crate) fn as_silent(&self) -> Silent {
+    fn as_silent(&self) -> Silent {
         Silent {
             config: self.config.clone(),
             endpoint: self.endpoint.clone(),
             encryption: self.encryption,
-            backend_pid: self.session.backend_pid,
+            announced_pid: self.session.backend_pid,
+            backend: self.backend.clone(),
         }
+    }
+
+    /// When a byte last came.
+    pub(crate) fn heard(&self) -> Instant {
+        self.channel.heard()
     }
 
     /// Handles what the server says unasked, and gives back all else.
@@ -433,30 +482,24 @@ impl Connection {
         mut more: &[u8],
         mut on_message: impl FnMut(&mut Connection, Message) -> Result<(), PgError>,
     ) -> Result<(), PgError> {
-        let result = loop {
-            let pumping = poll_fn(|cx| {
-                loop {
-                    while let Some(message) = self.channel.buffered()? {
-                        match self.sift(message)? {
-                            Some(Incoming::Known(message)) => on_message(self, message)?,
-                            Some(_) => return Poll::Ready(Err(self.out_of_step("an ordinary command"))),
-                            None => {}
-                        }
-                    }
-                    let written = self.channel.poll_drain_with(cx, &mut more);
-                    match (written, self.channel.poll_fill(cx)) {
-                        (_, Poll::Ready(read)) => read?,
-                        (Poll::Ready(()), Poll::Pending) => return Poll::Ready(Ok(())),
-                        (Poll::Pending, Poll::Pending) => return Poll::Pending,
+        let pumping = |connection: &mut Connection, cx: &mut Context<'_>| {
+            loop {
+                while let Some(message) = connection.channel.buffered()? {
+                    match connection.sift(message)? {
+                        Some(Incoming::Known(message)) => on_message(connection, message)?,
+                        Some(_) => return Poll::Ready(Err(connection.out_of_step("an ordinary command"))),
+                        None => {}
                     }
                 }
-            });
-            match timeout(silence::patience(), pumping).await {
-                Ok(result) => break result,
-                // It is little that is written at once: after this time the server has not taken it.
-                Err(_) => self.expect_work().await?,
+                let written = connection.channel.poll_drain_with(cx, &mut more);
+                match (written, connection.channel.poll_fill(cx)) {
+                    (_, Poll::Ready(read)) => read?,
+                    (Poll::Ready(()), Poll::Pending) => return Poll::Ready(Ok(())),
+                    (Poll::Pending, Poll::Pending) => return Poll::Pending,
+                }
             }
         };
+        let result = self.attended(pumping).await;
         result.inspect_err(|error: &PgError| self.debts.torn |= error.is_fatal())
     }
 }

@@ -3,14 +3,12 @@
 //! The server sends one CopyData message a row. Only their content is kept, appended to one buffer, so that a row
 //! costs neither an allocation nor a wakeup.
 
-use std::future::poll_fn;
-use std::task::Poll;
+use std::task::Context;
 
 use bytes::{Buf, BytesMut};
 use postgres_protocol::message::backend::Message;
 
 use super::connection::Connection;
-use super::silence;
 use crate::error::PgError;
 
 /// The bytes before the content of a CopyData message: tag and length.
@@ -82,19 +80,13 @@ impl CopyOut {
     }
 
     async fn fill(&mut self) -> Result<(), PgError> {
-        loop {
-            let channel = self.connection.channel();
-            let filling = poll_fn(|cx| {
-                // Nothing waits to be written, but an answer to the server's TLS may.
-                match channel.poll_drain(cx) {
-                    Poll::Ready(()) | Poll::Pending => channel.poll_fill(cx),
-                }
-            });
-            match tokio::time::timeout(silence::patience(), filling).await {
-                Ok(filled) => return filled,
-                Err(_) => self.connection.expect_work().await?,
-            }
-        }
+        let filling = |connection: &mut Connection, cx: &mut Context<'_>| {
+            let channel = connection.channel();
+            // Nothing waits to be written, but an answer to the server's TLS may.
+            let _ = channel.poll_drain(cx);
+            channel.poll_fill(cx)
+        };
+        self.connection.attended(filling).await
     }
 
     /// A message that is not a row.

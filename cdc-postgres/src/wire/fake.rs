@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::connection::Connection;
 use super::session::Purpose;
@@ -89,23 +89,40 @@ impl Server {
 
     /// A connection that is logged in; version 11 has no settings to make after the login but that for commits.
     pub(crate) async fn connected(purpose: Purpose) -> (Server, Connection) {
-        let commits = purpose == Purpose::Sql;
-        let (mut server, login) = Server::login(purpose);
+        let (server, login) = Server::login(purpose);
+        server.welcomed(login, &[]).await
+    }
+
+    /// The same; `backend` is the row by which the session learns what it is.
+    pub(crate) async fn welcomed(
+        mut self,
+        login: impl Future<Output = Result<Connection, PgError>>,
+        backend: &[u8],
+    ) -> (Server, Connection) {
         let (connection, ()) = tokio::join!(login, async {
-            server.startup().await;
-            server.send(&welcome("11.22")).await;
-            if commits {
-                server.settings().await;
-            }
+            self.startup().await;
+            self.send(&welcome("11.22")).await;
+            self.say_settings(backend).await;
         });
-        (server, connection.unwrap())
+        (self, connection.unwrap())
     }
 
     /// Answers the statements after the login.
     pub(crate) async fn settings(&mut self) {
+        self.say_settings(&[]).await;
+    }
+
+    async fn say_settings(&mut self, backend: &[u8]) {
         let sql = self.expect(b'Q').await;
-        assert!(String::from_utf8_lossy(&sql).contains("synchronous_commit"));
-        self.send(&[complete("SELECT 0"), ready(b'I')].concat()).await;
+        assert!(String::from_utf8_lossy(&sql).contains("pg_backend_pid()"));
+        self.send(&[backend, &complete("SELECT 1"), &ready(b'I')].concat())
+            .await;
+    }
+
+    /// The next connection to a socket.
+    pub(crate) async fn accept(listener: &UnixListener) -> Server {
+        let (socket, _) = listener.accept().await.unwrap();
+        Server { socket }
     }
 
     /// Reads the startup packet; its parameters as `name=value`.

@@ -1,5 +1,6 @@
 //! The settings every session of ours runs with, whatever the role, the database or the server's configuration say.
 
+use super::silence::Backend;
 use super::version::{Feature, ServerVersion};
 
 /// Settings known to every server version we speak to; they go into the startup packet.
@@ -95,9 +96,12 @@ const DURABLE_COMMIT: &str = "SELECT pg_catalog.set_config('synchronous_commit',
      WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
 
 /// The statements for what cannot go into the startup packet: settings that only some versions know, which would be
-/// refused there, and one that depends on its value.
+/// refused there, and one that depends on its value. The row of the last one begins with what the session is to the
+/// server ([`Backend`]).
 ///
 /// A walsender gets one statement: that of PostgreSQL 14 and older takes no list of them. It commits nothing.
+///
+/// What `options` of the user say of the walsender's own settings stays.
 ///
 /// `server_encoding` is that of the database, as it reports it. Bytes of no stated encoding are not converted, but any
 /// `client_encoding` other than their own makes the server refuse those that are not valid in it (`pg_any_to_server`
@@ -106,7 +110,8 @@ pub(super) fn after_startup(
     version: ServerVersion,
     purpose: &Purpose,
     server_encoding: Option<&str>,
-) -> Option<String> {
+    options: Option<&str>,
+) -> String {
     let mut settings: Vec<(&str, &str)> = Vec::new();
     if server_encoding == Some("SQL_ASCII") {
         settings.push(("client_encoding", "SQL_ASCII"));
@@ -119,31 +124,43 @@ pub(super) fn after_startup(
     add(Feature::IdleSessionTimeout, "idle_session_timeout", "0");
     add(Feature::TransactionTimeout, "transaction_timeout", "0");
     if let Purpose::Replication(replication) = purpose {
-        add(
-            Feature::SessionWalSenderTimeout,
-            "wal_sender_timeout",
-            &replication.wal_sender_timeout,
-        );
-        add(
-            Feature::DecodingWorkMem,
-            "logical_decoding_work_mem",
-            &replication.logical_decoding_work_mem,
-        );
+        for (feature, name, value) in [
+            (
+                Feature::SessionWalSenderTimeout,
+                "wal_sender_timeout",
+                &replication.wal_sender_timeout,
+            ),
+            (
+                Feature::DecodingWorkMem,
+                "logical_decoding_work_mem",
+                &replication.logical_decoding_work_mem,
+            ),
+        ] {
+            if !options.is_some_and(|options| sets(options, name)) {
+                add(feature, name, value);
+            }
+        }
     }
-    let calls: Vec<String> = settings
-        .iter()
-        .map(|(name, value)| {
-            format!(
-                "pg_catalog.set_config({}, {}, false)",
-                literal(name),
-                literal(value)
-            )
-        })
-        .collect();
-    let calls = (!calls.is_empty()).then(|| format!("SELECT {}", calls.join(", ")));
-    let durable = (*purpose == Purpose::Sql).then(|| DURABLE_COMMIT.to_owned());
-    let statements: Vec<String> = calls.into_iter().chain(durable).collect();
-    (!statements.is_empty()).then(|| statements.join("; "))
+    let calls = settings.iter().map(|(name, value)| {
+        format!(
+            "pg_catalog.set_config({}, {}, false)",
+            literal(name),
+            literal(value)
+        )
+    });
+    let calls: Vec<String> = std::iter::once(Backend::SELF.to_owned()).chain(calls).collect();
+    let calls = format!("SELECT {}", calls.join(", "));
+    if *purpose == Purpose::Sql {
+        format!("{DURABLE_COMMIT}; {calls}")
+    } else {
+        calls
+    }
+}
+
+/// Whether the options of a session (`-c name=value`, `--name=value`) set `name`.
+fn sets(options: &str, name: &str) -> bool {
+    let options = options.to_ascii_lowercase().replace('-', "_");
+    options.contains(&format!("{name}="))
 }
 
 /// `text` as an SQL string literal; `standard_conforming_strings` is on in all our sessions.
@@ -187,15 +204,20 @@ mod tests {
     #[test]
     fn later_settings_depend_on_version_and_purpose() {
         let replication = Purpose::Replication(ReplicationSettings::default());
-        let sql = |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose, Some("UTF8"));
-        assert_eq!(sql(110_000, &replication), None);
-        assert_eq!(sql(130_000, &Purpose::Sql).unwrap(), DURABLE_COMMIT);
-        assert!(sql(180_000, &Purpose::Sql).unwrap().ends_with(DURABLE_COMMIT));
+        let own = Backend::SELF;
+        let sql =
+            |version, purpose: &Purpose| after_startup(ServerVersion(version), purpose, Some("UTF8"), None);
+        assert_eq!(sql(110_000, &replication), format!("SELECT {own}"));
         assert_eq!(
-            sql(120_000, &replication).unwrap(),
-            "SELECT pg_catalog.set_config('wal_sender_timeout', '60s', false)"
+            sql(130_000, &Purpose::Sql),
+            format!("{DURABLE_COMMIT}; SELECT {own}")
         );
-        let all = sql(180_000, &replication).unwrap();
+        assert!(sql(180_000, &Purpose::Sql).starts_with(DURABLE_COMMIT));
+        assert_eq!(
+            sql(120_000, &replication),
+            format!("SELECT {own}, pg_catalog.set_config('wal_sender_timeout', '60s', false)")
+        );
+        let all = sql(180_000, &replication);
         for name in [
             "idle_session_timeout",
             "transaction_timeout",
@@ -204,11 +226,25 @@ mod tests {
         ] {
             assert!(all.contains(name), "{all}");
         }
-        let bytes = after_startup(ServerVersion(110_000), &replication, Some("SQL_ASCII")).unwrap();
+        let bytes = after_startup(ServerVersion(110_000), &replication, Some("SQL_ASCII"), None);
         assert_eq!(
             bytes,
-            "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)"
+            format!("SELECT {own}, pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)")
         );
+    }
+
+    #[test]
+    fn the_users_word_on_the_walsender_stays() {
+        let replication = Purpose::Replication(ReplicationSettings::default());
+        for options in [
+            "-c wal_sender_timeout=5s",
+            "-cwal_sender_timeout=5s",
+            "--wal-sender-timeout=5s",
+        ] {
+            let sql = after_startup(ServerVersion(180_000), &replication, None, Some(options));
+            assert!(!sql.contains("wal_sender_timeout"), "{options}: {sql}");
+            assert!(sql.contains("logical_decoding_work_mem"), "{options}: {sql}");
+        }
     }
 
     #[test]

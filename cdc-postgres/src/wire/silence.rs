@@ -10,19 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::session::Purpose;
+use super::session::{self, Purpose};
 use super::stream::{self, Encryption};
 use crate::config::{Config, Endpoint};
 use crate::error::PgError;
 
 /// How long a connection that owes an answer may say nothing before the server is asked.
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(any(feature = "failpoints", test)))]
 pub(crate) fn patience() -> Duration {
     Duration::from_secs(60)
 }
 
 /// The same, shorter where a test asks for it.
-#[cfg(feature = "failpoints")]
+#[cfg(all(feature = "failpoints", not(test)))]
 pub(crate) fn patience() -> Duration {
     static PATIENCE: std::sync::LazyLock<Duration> = std::sync::LazyLock::new(|| {
         let told = std::env::var("CDC_SYNC_PATIENCE_MS").ok();
@@ -32,10 +32,46 @@ pub(crate) fn patience() -> Duration {
     *PATIENCE
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The same, for the test on this thread.
+    pub(crate) static PATIENCE: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::from_secs(60)) };
+}
+
+#[cfg(test)]
+pub(crate) fn patience() -> Duration {
+    PATIENCE.get()
+}
+
 /// How long the other connection and its question may take.
 const ASKING: Duration = Duration::from_secs(10);
 /// Between two looks: a server that just answers is seen waiting for the next command.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A session that is idle waits for its client; a walsender that has sent all, for the log.
+const WAITS: &str = "COALESCE(wait_event_type IN ('Client', 'Activity'), false)";
+
+/// A session as the server itself knows it. A number alone is given to another session later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Backend {
+    pub(crate) pid: i32,
+    /// `backend_start`, in the form of our sessions
+    pub(crate) started: String,
+}
+
+impl Backend {
+    /// The columns of a query by which a session learns what it is.
+    pub(super) const SELF: &str = "pg_catalog.pg_backend_pid(), (SELECT backend_start \
+         FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()))";
+
+    /// From the first two columns of that query's row.
+    pub(super) fn read<'r>(column: impl Fn(usize) -> Option<&'r str>) -> Option<Backend> {
+        Some(Backend {
+            pid: column(0)?.parse().ok()?,
+            started: column(1)?.to_owned(),
+        })
+    }
+}
 
 /// The session of which an answer is awaited.
 #[derive(Clone, Debug)]
@@ -43,11 +79,16 @@ pub(crate) struct Silent {
     pub(crate) config: Config,
     pub(crate) endpoint: Endpoint,
     pub(crate) encryption: Encryption,
-    pub(crate) backend_pid: i32,
+    /// what it was announced as at the login
+    pub(crate) announced_pid: i32,
+    /// what it was when it was asked itself
+    pub(crate) backend: Option<Backend>,
 }
 
 impl Silent {
     /// Returns when the server is at work on what it was told.
+    ///
+    /// The caller goes on reading meanwhile, and drops this as soon as anything comes: then the server is not silent.
     ///
     /// # Errors
     /// When no answer is to come: the server cannot be reached, has ended the session, or waits for us. A session that
@@ -94,8 +135,11 @@ impl Silent {
             tokio::time::sleep(LOOK_AGAIN).await;
             state = self.state(&mut asking).await?;
         }
-        if state == State::Waits {
-            let end = format!("SELECT pg_catalog.pg_terminate_backend({})", self.backend_pid);
+        if state == State::Waits && self.is_ours_alone() {
+            let end = format!(
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE {} AND {WAITS}",
+                self.is_it()
+            );
             // Where the right is missing, the server's own limits end it.
             let _ = asking.simple_query(&end).await;
         }
@@ -104,17 +148,33 @@ impl Silent {
     }
 
     async fn state(&self, asking: &mut Connection) -> Result<State, PgError> {
-        // A session that is idle waits for its client; a walsender that has sent all, for the log.
         let sql = format!(
-            "SELECT COALESCE(wait_event_type IN ('Client', 'Activity'), false) \
-             FROM pg_catalog.pg_stat_activity WHERE pid = {}",
-            self.backend_pid
+            "SELECT {WAITS} FROM pg_catalog.pg_stat_activity WHERE {}",
+            self.is_it()
         );
         Ok(match asking.single_value(&sql).await?.as_deref() {
             None => State::Gone,
             Some("t") => State::Waits,
             Some(_) => State::AtWork,
         })
+    }
+
+    /// The condition by which the server finds the session.
+    fn is_it(&self) -> String {
+        match &self.backend {
+            Some(Backend { pid, started }) => {
+                format!("pid = {pid} AND backend_start = {}", session::literal(started))
+            }
+            None => format!("pid = {}", self.announced_pid),
+        }
+    }
+
+    /// A pooler announces numbers of its own, and hands the server's sessions on to others of its clients: one that
+    /// waits there may be another's by now.
+    fn is_ours_alone(&self) -> bool {
+        self.backend
+            .as_ref()
+            .is_some_and(|ours| ours.pid == self.announced_pid)
     }
 }
 
@@ -135,6 +195,8 @@ struct Account {
     /// ReadyForQuery messages to come, that of the login included
     ready: u64,
     last: Instant,
+    /// what the server announced the session as
+    pid: Option<i32>,
     ours: Frames,
     theirs: Frames,
 }
@@ -144,6 +206,7 @@ impl Owed {
         Owed(Arc::new(Mutex::new(Account {
             ready: 1,
             last: Instant::now(),
+            pid: None,
             ours: Frames::new(0),
             theirs: Frames::new(1),
         })))
@@ -159,18 +222,29 @@ impl Owed {
             ready, last, ours, ..
         } = &mut *account;
         *last = Instant::now();
-        ours.take(bytes, |kind| *ready += u64::from(matches!(kind, b'Q' | b'S')));
+        ours.take(bytes, |kind, _| *ready += u64::from(matches!(kind, b'Q' | b'S')));
     }
 
     pub(crate) fn read(&self, bytes: &[u8]) {
         let mut account = self.account();
         let Account {
-            ready, last, theirs, ..
+            ready,
+            last,
+            pid,
+            theirs,
+            ..
         } = &mut *account;
         *last = Instant::now();
-        theirs.take(bytes, |kind| {
-            *ready = ready.saturating_sub(u64::from(kind == b'Z'))
+        theirs.take(bytes, |kind, begin| match kind {
+            b'Z' => *ready = ready.saturating_sub(1),
+            BACKEND_KEY => *pid = begin.try_into().ok().map(i32::from_be_bytes),
+            _ => {}
         });
+    }
+
+    /// What the server announced the session as (BackendKeyData).
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.account().pid
     }
 
     /// How long an answer has been awaited in silence; `None` when none is owed.
@@ -185,7 +259,9 @@ impl Owed {
     }
 }
 
-/// Tells the types of the messages in a stream of bytes.
+const BACKEND_KEY: u8 = b'K';
+
+/// Tells the types of the messages in a stream of bytes, and of one of them how its body begins.
 #[derive(Debug)]
 struct Frames {
     header: Vec<u8>,
@@ -198,35 +274,44 @@ struct Frames {
 impl Frames {
     fn new(typed: usize) -> Frames {
         Frames {
-            header: Vec::with_capacity(5),
+            header: Vec::with_capacity(9),
             typed,
             body: 0,
         }
     }
 
+    /// Bytes of the message under way that are kept: type, length, and the number in BackendKeyData.
+    fn kept(&self) -> usize {
+        let number = self.header.len() > 4 && self.header.first() == Some(&BACKEND_KEY) && self.typed == 1;
+        self.typed + if number { 8 } else { 4 }
+    }
+
     /// `seen` is called for each message whose header is complete.
-    fn take(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8)) {
+    fn take(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8, &[u8])) {
         while !bytes.is_empty() {
             let skipped = self.body.min(bytes.len());
             self.body -= skipped;
             bytes = bytes.get(skipped..).unwrap_or_default();
-            let wanted = (self.typed + 4 - self.header.len()).min(bytes.len());
+            let wanted = (self.kept() - self.header.len()).min(bytes.len());
             let (header, rest) = bytes.split_at_checked(wanted).unwrap_or((bytes, &[]));
             self.header.extend_from_slice(header);
             bytes = rest;
-            let length = self
+            if self.header.len() < self.kept() {
+                continue;
+            }
+            let (length, begin) = self
                 .header
                 .get(self.typed..)
-                .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-            if let Some(length) = length {
-                self.body =
-                    usize::try_from(u32::from_be_bytes(length)).map_or(0, |length| length.saturating_sub(4));
-                if self.typed == 1 {
-                    seen(self.header.first().copied().unwrap_or_default());
-                }
-                self.typed = 1;
-                self.header.clear();
+                .and_then(|bytes| bytes.split_first_chunk())
+                .map_or((0, &[][..]), |(length, begin)| {
+                    (u32::from_be_bytes(*length), begin)
+                });
+            self.body = usize::try_from(length).map_or(0, |length| length.saturating_sub(4 + begin.len()));
+            if self.typed == 1 {
+                seen(self.header.first().copied().unwrap_or_default(), begin);
             }
+            self.typed = 1;
+            self.header.clear();
         }
     }
 }
@@ -256,6 +341,7 @@ mod tests {
                 &[message(b'R', 4), message(b'K', 8), message(b'Z', 1)],
                 &|bytes| owed.read(bytes),
             );
+            assert_eq!(owed.pid(), Some(i32::from_be_bytes(*b"ZZZZ")));
             assert!(owed.silence().is_none());
             all(
                 &[message(b'P', 70), message(b'S', 0), message(b'Q', 9)],

@@ -5,6 +5,7 @@ mod damage;
 mod login;
 mod pipeline;
 mod query;
+mod silence;
 
 use std::time::Duration;
 

@@ -401,3 +401,55 @@ fn versions_decide_alike_in_every_order_and_again() {
         }
     });
 }
+
+/// What a trigger keeps back never arrives, however often it is tried; what others write meanwhile does.
+#[test]
+fn a_change_that_a_trigger_keeps_back_stops() {
+    let keeps = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+                 CREATE TRIGGER kept BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION keep(); \
+                 ALTER TABLE t DISABLE TRIGGER kept";
+    on_each("policy_kept_back", SCHEMA, async |mut target| {
+        let t = table("t", &["*id", "v", "ver"], Identity::Key);
+        target.sql(keeps);
+        let row = |id: &'static str| -> [Of<'static>; 3] { [id.into(), "blue".into(), "20".into()] };
+        for policy in [Policy::BlueWins, Policy::GreenWins, lww(), Policy::DeadLetter] {
+            for changes in [
+                Changes::new().update(&t, &row("5")),
+                Changes::new().insert(&t, &row("9")),
+                Changes::new().delete(&t, &[Of::from("5"), Of::Absent, Of::Absent]),
+            ] {
+                target.sql(&format!(
+                    "ALTER TABLE t DISABLE TRIGGER kept; {FILL}; ALTER TABLE t ENABLE ALWAYS TRIGGER kept"
+                ));
+                target.set_policy("t", &policy).await;
+                let error = apply(&mut target, changes.group(), PlanMode::Ordered)
+                    .await
+                    .unwrap_err();
+                assert_eq!(
+                    (error.kind(), error.what_to_do()),
+                    (Kind::Data, Action::Stop),
+                    "{policy:?}: {error}"
+                );
+                assert!(error.message().contains("trigger kept"), "{error}");
+                let object = error.object_name().unwrap();
+                assert!(
+                    ["public.t (id=5)", "public.t (id=9)"].contains(&object),
+                    "{error}"
+                );
+            }
+        }
+        // Where somebody else writes it is not known who it was.
+        let url = target.cluster.url(&target.database);
+        let green = testbed::postgres::connect(&url).await.unwrap();
+        green
+            .batch_execute("BEGIN; INSERT INTO t VALUES (30, 'green', 1)")
+            .await
+            .unwrap();
+        let update = Changes::new().update(&t, &row("5"));
+        let error = apply(&mut target, update.group(), PlanMode::Ordered)
+            .await
+            .unwrap_err();
+        assert_eq!(error.what_to_do(), Action::Retry, "{error}");
+        green.batch_execute("ROLLBACK").await.unwrap();
+    });
+}

@@ -5,25 +5,18 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use testbed::pair::LIMIT;
+use testbed::proxy::{Act, Aim, Direction, Place};
 use testbed::workload::{Config, Fill, Workload, prepare};
-use testbed::{Pair, PgCluster, Process, StopMode};
+use testbed::{Pair, Process, Proxy, StopMode};
 
 const FILL: Fill = Fill {
     orders: 300,
     pgbench_scale: None,
 };
 
-/// A pair whose blue ends walsenders that say nothing for five seconds.
-fn impatient_pair() -> Pair {
-    let blue = PgCluster::builder(12).setting("wal_sender_timeout", "5s");
-    let start = |cluster: PgCluster| {
-        cluster.create_database(Pair::DATABASE).expect("a database");
-        cluster
-    };
-    Pair {
-        blue: start(blue.start().expect("blue")),
-        green: start(PgCluster::builder(18).start().expect("green")),
-    }
+/// How long a server stays away.
+fn outage() -> Duration {
+    Duration::from_secs(if testbed::runs_long_tier() { 120 } else { 5 })
 }
 
 fn load(pair: &Pair) -> Workload {
@@ -71,10 +64,19 @@ fn assert_whole(pair: &Pair, mut running: Process, load: Workload) {
 
 #[test]
 fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
-    let mut pair = impatient_pair();
+    let mut pair = Pair::start(12, 18).expect("two servers");
     prepare(&pair.urls()[0], FILL).expect("blue is filled");
     pair.verb(&["run", "--until-caught-up"], 0).expect("run");
-    let mut running = pair.spawn(&["run"]).expect("run starts");
+    let [blue, green] = pair.urls();
+    // Blue ends a walsender whose client says nothing for so long.
+    let impatient = format!("{blue}?options=-c%20wal_sender_timeout%3D5s");
+    // Of groups so small, few are under way: then a target that stands still soon keeps the source from being read.
+    let mut file = tempfile::NamedTempFile::new().expect("a job file");
+    std::io::Write::write_all(&mut file, b"[apply]\ngroup_rows = 50\n").expect("a job file");
+    let file = file.path().to_str().expect("a path of text");
+    let mut running = pair
+        .spawn_between([&impatient, &green], &["run", "-c", file])
+        .expect("run starts");
     // Until it follows, an outage is a start that failed.
     running
         .wait_for("stream started", LIMIT)
@@ -89,11 +91,14 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
     pair.blue.start_again().expect("blue starts");
     wait_for_green(&pair, &mut running, "after blue's stop");
 
-    let outage = Duration::from_secs(if testbed::runs_long_tier() { 120 } else { 5 });
     pair.green.stop(StopMode::Immediate).expect("green stops");
-    std::thread::sleep(outage);
+    std::thread::sleep(outage());
     pair.green.start_again().expect("green starts");
     wait_for_green(&pair, &mut running, "after green's outage");
+    pair.blue.stop(StopMode::Immediate).expect("blue stops");
+    std::thread::sleep(outage());
+    pair.blue.start_again().expect("blue starts");
+    wait_for_green(&pair, &mut running, "after blue's outage");
 
     let replays = |pair: &Pair| {
         pair.blue
@@ -110,6 +115,54 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
     let log = pair.blue.log().expect("blue's log");
     assert!(!log.contains("due to replication timeout"), "{log}");
     assert_whole(&pair, running, load);
+}
+
+#[test]
+fn servers_that_stay_away_during_the_seed_are_waited_for() {
+    let mut pair = Pair::start(12, 18).expect("two servers");
+    prepare(&pair.urls()[0], FILL).expect("blue is filled");
+    for on_blue in [true, false] {
+        let proxies = [&pair.blue, &pair.green].map(|server| Proxy::start(server.port()).expect("a proxy"));
+        // The seed cannot end before the server has gone: one of its copies stands still.
+        let (proxy, text, direction) = if on_blue {
+            (&proxies[0], " TO STDOUT", Direction::ToClient)
+        } else {
+            (&proxies[1], " FROM STDIN", Direction::ToServer)
+        };
+        proxy.aim(Aim {
+            text,
+            skip: 0,
+            direction,
+            place: Place::Bytes(100),
+            act: Act::Freeze,
+        });
+        let [blue, green] = [(&pair.blue, &proxies[0]), (&pair.green, &proxies[1])]
+            .map(|(server, proxy)| server.url_at(proxy.port(), Pair::DATABASE));
+        let mut running = pair
+            .spawn_between([&blue, &green], &["run", "--until-caught-up"])
+            .expect("run starts");
+        let deadline = Instant::now() + LIMIT;
+        while !proxy.has_hit() {
+            assert!(
+                running.is_running() && Instant::now() < deadline,
+                "{}",
+                running.stderr()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let server = if on_blue { &mut pair.blue } else { &mut pair.green };
+        server.stop(StopMode::Immediate).expect("it stops");
+        proxy.cut_all();
+        std::thread::sleep(outage());
+        assert!(running.is_running(), "{}", running.stderr());
+        server.start_again().expect("it starts");
+        let ended = running.wait_timeout(LIMIT).expect("run ends");
+        assert_eq!(ended.code(), Some(0), "on blue: {on_blue}\n{}", ended.stderr);
+        pair.assert_equal().expect("both compare");
+        pair.verb(&["cleanup"], 0).expect("cleanup");
+        pair.on_green("SET client_min_messages = warning; DROP SCHEMA shop, \"Odd Names\" CASCADE")
+            .expect("green is emptied");
+    }
 }
 
 /// A small file system of its own.

@@ -358,6 +358,96 @@ fn a_row_that_is_not_as_it_was_refuses_the_change_and_not_the_others() {
     end(running);
 }
 
+/// Changes of one row are retried in the order in which they were put aside, also where one of them moves the row or was in
+/// another row's way; and they carry the job's origin.
+#[test]
+fn changes_of_one_row_wait_in_line_and_carry_the_origin() {
+    let (pair, running) = job(12, 15);
+    let moves = log(
+        &pair,
+        "accounts",
+        ["update", "update_exists"],
+        r#"{"id": "4"}"#,
+        r#"{"id": "40", "name": "moved"}"#,
+        Some(&logged(&pair, 4)),
+    );
+    let moved = log(
+        &pair,
+        "accounts",
+        UPDATE,
+        r#"{"id": "40"}"#,
+        r#"{"id": "40", "amount": "41"}"#,
+        None,
+    );
+    let whole = r#"{"id": "60", "name": "n1", "tag": null, "ok": null, "at": null, "amount": null, "bytes": null, "list": null,
+        "number": "60"}"#;
+    let in_the_way = logged(&pair, 1);
+    let taken = log(
+        &pair,
+        "accounts",
+        INSERT,
+        r#"{"id": "60"}"#,
+        whole,
+        Some(&in_the_way),
+    );
+    let after = log(
+        &pair,
+        "accounts",
+        UPDATE,
+        r#"{"id": "60"}"#,
+        r#"{"id": "60", "amount": "61"}"#,
+        None,
+    );
+    pair.on_green(
+        "DELETE FROM accounts WHERE id = 1; CREATE PUBLICATION probe FOR TABLE accounts; \
+         SELECT pg_create_logical_replication_slot('probe', 'pgoutput')",
+    )
+    .unwrap();
+
+    for (late, first) in [(&moved, &moves), (&after, &taken)] {
+        let refused = pair.verb(&["conflicts", "retry", late], 8).unwrap();
+        let error = &refused["conflicts"][0]["error"];
+        assert!(
+            error["message"]
+                .as_str()
+                .unwrap()
+                .starts_with(&format!("conflict {first} ")),
+            "{refused}"
+        );
+        assert!(
+            error["remedy"]
+                .as_str()
+                .unwrap()
+                .contains(&format!("conflicts retry {first}")),
+            "{refused}"
+        );
+    }
+    pair.verb(&["conflicts", "retry", "--all"], 0).unwrap();
+    assert_eq!(account(&pair, 40), "moved,x   ,t,41.00,{a,NULL,\"b c\"},80,4");
+    assert_eq!(account(&pair, 60), "n1,61.00,120,60");
+    assert_eq!(
+        pair.on_green("SELECT count(*) FROM accounts WHERE id = 4")
+            .unwrap(),
+        "0"
+    );
+
+    // Message type, and the name behind an LSN ("Logical Replication Message Formats").
+    let sent = "WITH sent AS (SELECT chr(get_byte(data, 0)) AS kind, \
+                    encode(substring(data FROM 10 FOR length(data) - 10), 'escape') AS name \
+                    FROM pg_logical_slot_peek_binary_changes('probe', NULL, NULL, 'proto_version', '1', \
+                    'publication_names', 'probe')) \
+                SELECT count(*) FILTER (WHERE kind IN ('I', 'U')) || ' ' || count(*) FILTER (WHERE kind = 'O' \
+                    AND name = (SELECT 'cdc_sync_' || d.oid || '+retry/' || source_system || '/' || stream || '/' \
+                    || source_database FROM cdc_sync.checkpoint, pg_database d WHERE d.datname = current_database())) \
+                FROM sent";
+    assert_eq!(pair.on_green(sent).unwrap(), "4 4");
+    pair.on_green("SELECT pg_drop_replication_slot('probe')").unwrap();
+    end(running);
+    pair.verb(&["cleanup"], 0).unwrap();
+    let left = "SELECT count(*) FROM pg_replication_origin";
+    assert_eq!(pair.on_green(left).unwrap(), "0");
+}
+
 /// A retry that meets a newer change of the row in mid-transaction waits for it, and then sees it.
 #[test]
 fn a_newer_change_under_way_is_waited_for() {

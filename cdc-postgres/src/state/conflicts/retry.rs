@@ -2,6 +2,7 @@
 //!
 //! A change that waited may be older than what the target's row holds by now. So it is applied only to the row that it
 //! was put aside for, as that was then. Rows in its way by another unique key may have gone: that is how they are mended.
+//! Changes of one row wait in line: what was put aside first is decided first, and the next find the row as it left it.
 
 use cdc_core::{Error, Kind, Result, TableName};
 use tokio_postgres::{Client, Row, Transaction};
@@ -11,7 +12,7 @@ use super::{OPEN, not_open, schema};
 use crate::error::PgError;
 use crate::error_map::message_without_value;
 use crate::session::during;
-use crate::sink::{SessionRole, replica_role};
+use crate::sink::{SessionRole, origin, replica_role};
 
 /// A policy that hides rows would make the change miss its own: fail instead.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[("row_security", "off")];
@@ -39,12 +40,15 @@ pub(crate) async fn retry(client: &mut Client, stream: &str, id: i64) -> Result<
             .await
             .map_err(during("setting session_replication_role"))?;
     }
+    origin::take_aside(client, stream).await?;
     let doing = "applying a change that was put aside";
     let transaction = client.transaction().await.map_err(during(doing))?;
     let aside = lock(&transaction, stream, id).await?;
-    let present = is_as_logged(&transaction, &aside).await?;
+    is_first_in_line(&transaction, stream, &aside).await?;
+    let logged = own_row(&transaction, &aside, &aside.place, &aside.green).await?;
+    let present = is_as_logged(&transaction, &aside, logged).await?;
     apply(&transaction, &aside, present).await?;
-    close(&transaction, stream, &aside).await?;
+    close(&transaction, stream, &aside, logged).await?;
     transaction.commit().await.map_err(during(doing))
 }
 
@@ -97,23 +101,58 @@ async fn green(transaction: &Transaction<'_>, id: i64) -> Result<Vec<Values>> {
     Ok(rows.iter().map(|row| values(row, "names", "texts")).collect())
 }
 
-/// Locks the row of the change and says whether it is there.
+/// # Errors
+/// [`Kind::Conflict`] when an earlier change of the row is not decided yet, one that brings a row to this key, or one of
+/// the key that this change brings its row to.
+async fn is_first_in_line(transaction: &Transaction<'_>, stream: &str, aside: &Aside) -> Result<()> {
+    let sql = "SELECT e.id FROM cdc_sync.conflict_log e JOIN cdc_sync.conflict_log f ON f.id = $2 \
+               WHERE e.stream = $1 AND e.id < f.id AND e.state = 'open' AND e.schema_name = f.schema_name \
+               AND e.table_name = f.table_name AND (e.key = f.key OR e.blue @> f.key OR f.blue @> e.key) \
+               ORDER BY e.id LIMIT 1";
+    let earlier = transaction
+        .query_opt(sql, &[&stream, &aside.id])
+        .await
+        .map_err(during("looking for earlier changes of the row"))?;
+    let Some(earlier) = earlier.map(|row| row.get::<_, i64>(0)) else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Kind::Conflict,
+        format!("conflict {earlier} is about the same row, was put aside before it and is not decided"),
+    )
+    .object(object(aside))
+    .remedy(format!(
+        "`cdc-sync conflicts retry {earlier}`, or discard it; then retry this one"
+    )))
+}
+
+/// Which of the rows that were in the way is the one of `place`.
+async fn own_row<'a>(
+    transaction: &Transaction<'_>,
+    aside: &Aside,
+    place: &Place,
+    rows: &'a [Values],
+) -> Result<Option<&'a Values>> {
+    for row in rows {
+        let asked = transaction.query_one(&place.is_of_key(row)?, &[]).await;
+        if asked.map_err(|error| refused(error, aside))?.get(0) {
+            return Ok(Some(row));
+        }
+    }
+    Ok(None)
+}
+
+/// Locks the row of the change and says whether it is there; `logged` is how it was.
 ///
 /// # Errors
 /// [`Kind::Conflict`] when it is not as it was logged.
-async fn is_as_logged(transaction: &Transaction<'_>, aside: &Aside) -> Result<bool> {
+async fn is_as_logged(transaction: &Transaction<'_>, aside: &Aside, logged: Option<&Values>) -> Result<bool> {
     let place = &aside.place;
     let ask = async |sql: String| {
         let row = transaction.query_one(&sql, &[]).await;
         row.map_err(|error| refused(error, aside))
     };
     let found: i64 = ask(place.lock()?).await?.get(0);
-    let mut logged = None;
-    for row in &aside.green {
-        if ask(place.is_of_key(row)?).await?.get(0) {
-            logged = Some(row);
-        }
-    }
     let same = match (found, logged) {
         (0, None) => true,
         (1, Some(row)) => ask(place.is_still(row)?).await?.get(0),
@@ -177,25 +216,56 @@ async fn apply(transaction: &Transaction<'_>, aside: &Aside, present: bool) -> R
     }
 }
 
-/// Marks the change as retried. Later ones of the same row that were put aside for the same reason find the row as this
-/// one leaves it: they waited in line, and are retried in that order.
-async fn close(transaction: &Transaction<'_>, stream: &str, aside: &Aside) -> Result<()> {
-    let doing = "marking the change as retried";
-    let sql = format!(
-        "UPDATE cdc_sync.conflict_log l SET green = {} FROM cdc_sync.conflict_log f \
-         WHERE f.id = $2 AND l.stream = $1 AND l.id > f.id AND l.state = 'open' AND l.key = f.key \
-         AND l.schema_name = f.schema_name AND l.table_name = f.table_name AND l.green IS NOT DISTINCT FROM f.green",
-        aside.place.as_logged()?
-    );
-    transaction
-        .execute(&sql, &[&stream, &aside.id])
-        .await
-        .map_err(during(doing))?;
+/// Marks the change as retried. Later ones of the same row find the row as this one leaves it: they waited in line, and
+/// are retried in that order. Where the change moved the row to another key, later ones of that key met no row there.
+async fn close(
+    transaction: &Transaction<'_>,
+    stream: &str,
+    aside: &Aside,
+    logged: Option<&Values>,
+) -> Result<()> {
+    hand_on(transaction, stream, aside, &aside.place, logged).await?;
+    if let Some(moved) = aside.place.moved_by(&aside.blue) {
+        hand_on(transaction, stream, aside, &moved, None).await?;
+    }
     let sql = "UPDATE cdc_sync.conflict_log SET state = 'retried' WHERE id = $1";
     transaction
         .execute(sql, &[&aside.id])
         .await
+        .map_err(during("marking the change as retried"))?;
+    Ok(())
+}
+
+/// Tells the later changes of `place` that met its row as it was `before` how it is now.
+async fn hand_on(
+    transaction: &Transaction<'_>,
+    stream: &str,
+    aside: &Aside,
+    place: &Place,
+    before: Option<&Values>,
+) -> Result<()> {
+    let doing = "looking for later changes of the row";
+    let (names, texts) = place.key();
+    let sql = "SELECT l.id FROM cdc_sync.conflict_log l JOIN cdc_sync.conflict_log f ON f.id = $2 \
+               WHERE l.stream = $1 AND l.id > f.id AND l.state = 'open' AND l.schema_name = f.schema_name \
+               AND l.table_name = f.table_name AND l.key = jsonb_object($3::text[], $4::text[])";
+    let later = transaction
+        .query(sql, &[&stream, &aside.id, &names, &texts])
+        .await
         .map_err(during(doing))?;
+    let update = format!(
+        "UPDATE cdc_sync.conflict_log SET green = {} WHERE id = $1",
+        place.as_logged()?
+    );
+    for id in later.iter().map(|row| row.get::<_, i64>(0)) {
+        let rows = green(transaction, id).await?;
+        if own_row(transaction, aside, place, &rows).await? == before {
+            transaction
+                .execute(&update, &[&id])
+                .await
+                .map_err(during(doing))?;
+        }
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::wire::session::{identifier, literal};
 pub(super) type Values = Vec<(String, Option<String>)>;
 
 /// A column of the target.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Column {
     name: String,
     cast: String,
@@ -108,6 +108,26 @@ impl Place {
             .map(|(column, text)| format!("{column}={}", text.as_deref().unwrap_or("NULL")))
             .collect();
         format!("{} ({})", self.name, key.join(", "))
+    }
+
+    /// The names and texts of the key.
+    pub(super) fn key(&self) -> (Vec<&str>, Vec<Option<&str>>) {
+        let key = self.key.iter();
+        key.map(|(name, text)| (name.as_str(), text.as_deref())).unzip()
+    }
+
+    /// Where a change that carries `values` leaves the row, if that is another key.
+    pub(super) fn moved_by(&self, values: &Values) -> Option<Place> {
+        let key = self.key.iter().map(|(name, text)| {
+            let carried = values.iter().find(|(carried, _)| carried == name);
+            (name.clone(), carried.map_or(text, |(_, text)| text).clone())
+        });
+        let key: Values = key.collect();
+        (key != self.key).then(|| Place {
+            name: self.name.clone(),
+            columns: self.columns.clone(),
+            key,
+        })
     }
 
     fn column(&self, name: &str) -> Result<&Column> {
