@@ -11,6 +11,7 @@ mod link;
 mod neighbours;
 mod objects;
 mod pair;
+mod partitions;
 mod rights;
 mod rounding;
 mod server;
@@ -129,6 +130,7 @@ async fn of_source(
         "columns and partitions",
         objects::listed(session, selection).await,
     )?;
+    found.list.extend(partitions::roots(session, selection, tables));
     found.ask("sequences", objects::sequences(session).await)?;
     found.ask("pg_partman", objects::partman(session).await)?;
     found.ask(

@@ -130,7 +130,7 @@ mod tests {
         job.expect_selected(&TableSelection::default()).unwrap();
         let narrower = TableSelection {
             include: vec!["public.a".into()],
-            exclude: Vec::new(),
+            ..TableSelection::default()
         };
         let error = job.expect_selected(&narrower).unwrap_err();
         assert_eq!(

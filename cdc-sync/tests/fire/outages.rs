@@ -20,10 +20,10 @@ fn impatient_pair() -> Pair {
         cluster.create_database(Pair::DATABASE).expect("a database");
         cluster
     };
-    Pair {
-        blue: start(blue.start().expect("blue")),
-        green: start(PgCluster::builder(18).start().expect("green")),
-    }
+    Pair::of(
+        start(blue.start().expect("blue")),
+        start(PgCluster::builder(18).start().expect("green")),
+    )
 }
 
 fn load(pair: &Pair) -> Workload {
