@@ -65,7 +65,7 @@ _cdc__sync() {
 
     case "${cmd}" in
         cdc__sync)
-            opts="-c -y -h -V --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help --version check init run status verify tail conflicts cleanup completions man"
+            opts="-c -y -h -V --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help --version check init run status verify tail conflicts cleanup completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -121,6 +121,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -141,7 +145,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__check)
-            opts="-c -y -h --strict --conflict --print-grants --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --strict --conflict --print-grants --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -201,6 +205,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -221,7 +229,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__cleanup)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -274,6 +282,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -297,7 +309,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__completions)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help bash elvish fish powershell zsh"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help bash elvish fish powershell zsh"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -350,6 +362,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -373,7 +389,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help list show retry discard"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help list show retry discard"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -429,6 +445,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -449,7 +469,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__discard)
-            opts="-c -y -h --all --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --all --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -505,6 +525,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -525,7 +549,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__list)
-            opts="-c -y -h --open --limit --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --open --limit --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -585,6 +609,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -605,7 +633,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__retry)
-            opts="-c -y -h --all --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --all --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -658,6 +686,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -681,7 +713,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__show)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -737,6 +769,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -757,7 +793,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__init)
-            opts="-c -y -h --dir --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --dir --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -817,6 +853,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -840,7 +880,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__man)
-            opts="-c -y -h --dir --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --dir --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -903,6 +943,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -923,7 +967,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__run)
-            opts="-c -y -h --until-caught-up --truncate-target --takeover-timeout --shutdown-timeout --listen --pg-bin --sequence-buffer --max-retained-wal --parallel --conflict --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --until-caught-up --truncate-target --takeover-timeout --shutdown-timeout --listen --pg-bin --sequence-buffer --max-retained-wal --parallel --conflict --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1014,6 +1058,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1034,7 +1082,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__status)
-            opts="-c -y -h --watch --gate --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --watch --gate --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1094,6 +1142,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1114,7 +1166,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__tail)
-            opts="-c -y -h --slot --consume --until-lsn --limit --typed --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --slot --consume --until-lsn --limit --typed --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1182,6 +1234,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1202,7 +1258,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__verify)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1255,6 +1311,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
