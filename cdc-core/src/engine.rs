@@ -23,7 +23,7 @@ pub use facts::{
     RenamedTable, Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState,
     Severity, Side, SiteIdentity, SiteProfile, StreamState, TableInfo,
 };
-pub use selection::{TableSelection, matches_pattern};
+pub use selection::{Partitions, TableSelection, matches_pattern};
 
 /// One database product.
 pub trait Engine: Send + Sync {

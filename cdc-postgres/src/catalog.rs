@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use cdc_core::engine::{ColumnInfo, Occupancy, SiteIdentity, TableInfo};
+use cdc_core::engine::{ColumnInfo, Occupancy, Partitions, SiteIdentity, TableInfo};
 use cdc_core::{Error, Kind, Result, TableName, TableSelection, failpoint};
 use tokio_postgres::Client;
 
 use crate::lock::{self, InTheWay};
-use crate::session::{Pool, during};
+use crate::session::during;
 use crate::wire::ServerVersion;
 use crate::wire::identifier;
 
@@ -74,14 +74,22 @@ pub(crate) fn major_of(identity: &SiteIdentity) -> Option<u32> {
     ServerVersion::parse(version).map(ServerVersion::major)
 }
 
-/// The selected ordinary tables, leaf partitions included; partitioned tables hold no rows of their own.
+/// The condition on `pg_class c` that a relation is a table of its own. Partitioned tables hold no rows of their own.
+pub(crate) fn own_table(partitions: Partitions) -> &'static str {
+    match partitions {
+        Partitions::Leaves => "c.relkind = 'r'",
+        Partitions::Root => "c.relkind IN ('r', 'p') AND NOT c.relispartition",
+    }
+}
+
+/// The selected tables, each leaf partition or each partitioned table as one.
 ///
 /// A deferrable primary key identifies no row in the log, nor does one whose index is not valid
 /// (`RelationGetIndexList` in the server's `relcache.c`).
 pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Result<Vec<TableInfo>> {
+    let own_table = own_table(selection.partitions);
     let statement = format!(
-        "SELECT n.nspname::text, c.relname::text, c.relreplident::text, GREATEST(c.reltuples, 0)::float8, \
-                pg_table_size(c.oid), a.names, a.types, a.not_null, a.generated, \
+        "SELECT n.nspname::text, c.relname::text, c.relreplident::text, s.rows, s.bytes, a.names, a.types, a.not_null, a.generated, \
                 COALESCE(pk.columns, '{{}}'), \
                 CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
                 ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
@@ -93,6 +101,10 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
                       AND NOT t.attisdropped ORDER BY t.attnum), \
                 c.reltoastrelid <> 0 \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         CROSS JOIN LATERAL ( \
+             SELECT sum(GREATEST(m.reltuples, 0))::float8 AS rows, sum(pg_table_size(m.oid))::int8 AS bytes \
+             FROM (SELECT c.oid UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
+             JOIN pg_class m ON m.oid = x.oid WHERE m.relkind = 'r' OR c.relkind = 'p' AND m.oid <> c.oid) s \
          CROSS JOIN LATERAL ( \
              SELECT COALESCE(array_agg(t.attname::text ORDER BY t.attnum), '{{}}') AS names, \
                     COALESCE(array_agg(format_type(t.atttypid, t.atttypmod) ORDER BY t.attnum), '{{}}') AS types, \
@@ -114,7 +126,7 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
              JOIN pg_attribute t ON t.attrelid = i.indrelid AND t.attnum = k.attnum \
              WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL \
                    AND i.indexprs IS NULL AND k.place <= i.indnkeyatts) uk ON true \
-         WHERE c.relkind = 'r' AND {USER_RELATION} ORDER BY 1, 2"
+         WHERE {own_table} AND {USER_RELATION} ORDER BY 1, 2"
     );
     // A table's size is read under a lock, which VACUUM FULL and most of ALTER TABLE exclude.
     let in_the_way = InTheWay {
@@ -176,7 +188,7 @@ fn table_info(row: &tokio_postgres::Row) -> TableInfo {
         .to_owned(),
         has_identity: row.get(10),
         // A float holds `reltuples` exactly as the catalog does (float4); the cast saturates.
-        estimated_rows: row.get::<_, f64>(3) as u64,
+        estimated_rows: row.get::<_, Option<f64>>(3).unwrap_or(0.0) as u64,
         // NULL when the table was dropped meanwhile.
         bytes: row.get::<_, Option<i64>>(4).map_or(0, i64::unsigned_abs),
     }
@@ -282,29 +294,6 @@ pub(crate) async fn occupancy(client: &Client, tables: &[TableName]) -> Result<V
         found.extend(chunk.iter().cloned().zip(states));
     }
     Ok(found)
-}
-
-/// Empties `tables` in one statement, so that foreign keys between them do not matter. One from another table
-/// makes it fail: emptying that one too is not ours to decide.
-pub(crate) async fn truncate(client: &Client, loaders: &Pool, tables: &[TableName]) -> Result<()> {
-    let kinds = kinds(client, tables).await?;
-    let list: Vec<String> = tables
-        .iter()
-        .map(|table| {
-            let kind = kinds.get(table).copied().unwrap_or(RelationKind::Table);
-            format!("{}{}", kind.only(), qualified(table))
-        })
-        .collect();
-    if list.is_empty() {
-        return Ok(());
-    }
-    let mut connection = loaders.take().await?;
-    connection
-        .simple_query(&format!("TRUNCATE TABLE {}", list.join(", ")))
-        .await
-        .map_err(|error| Error::from(error.during("emptying the tables of the target")))?;
-    loaders.put(connection);
-    Ok(())
 }
 
 /// Gathers statistics of `tables`. Of a partition the whole partitioned table is analyzed: its own statistics,

@@ -15,10 +15,11 @@ use cdc_core::{BoxFuture, Error, Kind, Position, Result, TableName};
 
 use self::order::{Column, Encoding};
 use self::rows::PgRows;
-use crate::catalog::{column_list, qualified};
+use crate::catalog::{RelationKind, column_list, qualified};
 use crate::config::Config;
 use crate::session::Pool;
 use crate::snapshot;
+use crate::storage;
 use crate::wire::copy_out::CopyOut;
 use crate::wire::literal;
 use crate::wire::{Connection, QueryResult, ServerVersion};
@@ -129,11 +130,13 @@ impl PgView {
         key: &[String],
     ) -> Result<Box<dyn OrderedRows>> {
         let mut connection = self.shared.begin().await?;
-        let described = describe(&mut connection, table, columns).await?;
+        let kind = storage::kind(&mut connection, table).await?;
+        let described = describe(&mut connection, table, kind, columns).await?;
         let (order, key) = plan(&described, key, self.encoding)?;
         let statement = format!(
-            "COPY (SELECT {} FROM ONLY {}{order}) TO STDOUT (ENCODING {})",
+            "COPY (SELECT {} FROM {}{}{order}) TO STDOUT (ENCODING {})",
             column_list(columns),
+            kind.only(),
             qualified(table),
             literal(self.encoding.of_copy()),
         );
@@ -191,18 +194,20 @@ fn plan(columns: &[Column], key: &[String], encoding: Encoding) -> Result<(Strin
 }
 
 /// Locks the table against change and looks up the columns to compare.
-///
-/// A rewriting ALTER TABLE and TRUNCATE leave nothing that an older snapshot could see (PostgreSQL manual,
-/// "Caveats" of MVCC): the table would seem empty. `relfilenode` is read as of the snapshot,
-/// `pg_relation_filenode` as of now; the lock keeps it so.
-async fn describe(connection: &mut Connection, table: &TableName, columns: &[String]) -> Result<Vec<Column>> {
+async fn describe(
+    connection: &mut Connection,
+    table: &TableName,
+    kind: RelationKind,
+    columns: &[String],
+) -> Result<Vec<Column>> {
     let statement = format!(
-        "LOCK TABLE ONLY {} IN ACCESS SHARE MODE; \
-         SELECT c.relkind, c.relfilenode = pg_relation_filenode(c.oid), a.attname, a.atttypid, a.attnotnull \
+        "{}; \
+         SELECT c.relkind, {}, a.attname, a.atttypid, a.attnotnull \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
          WHERE n.nspname = {} AND c.relname = {}",
-        qualified(table),
+        storage::lock(table, kind),
+        storage::unchanged(kind),
         literal(&table.schema),
         literal(&table.name)
     );
@@ -217,13 +222,14 @@ async fn describe(connection: &mut Connection, table: &TableName, columns: &[Str
             "the table was made after the view was opened",
         ));
     };
-    if first.text(0)? != Some("r") {
-        return Err(Error::new(Kind::Schema, "this is not an ordinary table"));
+    if !matches!(first.text(0)?, Some("r" | "p")) {
+        return Err(Error::new(Kind::Schema, "this is no table"));
     }
     if first.text(1)? != Some("t") {
         return Err(Error::new(
             Kind::Schema,
-            "the table was rewritten (ALTER TABLE, VACUUM FULL, CLUSTER) or truncated after the view was opened",
+            "the table was rewritten (ALTER TABLE, VACUUM FULL, CLUSTER), truncated or divided otherwise after the view \
+             was opened",
         )
         .remedy("verify again"));
     }

@@ -15,6 +15,7 @@ mod catalog;
 mod cleanup;
 mod column_types;
 mod compare;
+mod emptying;
 mod error_map;
 mod heartbeat;
 mod loader;
@@ -30,6 +31,7 @@ mod slot;
 mod slot_state;
 mod snapshot;
 mod state;
+mod storage;
 mod target_catalog;
 mod tls;
 

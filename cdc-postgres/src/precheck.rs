@@ -12,6 +12,7 @@ mod link;
 mod neighbours;
 mod objects;
 mod pair;
+mod partitions;
 mod rights;
 mod server;
 mod stream;
@@ -132,6 +133,7 @@ async fn of_source(
         "columns and partitions",
         objects::listed(session, selection).await,
     )?;
+    found.list.extend(partitions::roots(session, selection, tables));
     found.ask("sequences", objects::sequences(session).await)?;
     found.ask("tables of extensions", left_out::of_extensions(session).await)?;
     found.ask("pg_partman", objects::partman(session).await)?;

@@ -10,7 +10,7 @@ use cdc_core::{Error, Kind, Result, TableName, failpoint};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use crate::catalog::{OWN_SCHEMA, qualified};
+use crate::catalog::{self, OWN_SCHEMA, RelationKind, qualified};
 use crate::lock::{self, InTheWay, LOCK_TIMEOUT};
 use crate::session::during;
 use crate::wire::ServerVersion;
@@ -50,7 +50,8 @@ pub(crate) fn own_tables() -> impl Iterator<Item = TableName> {
 /// The lock that keeps two jobs from making the same objects at the same time.
 const ADVISORY_LOCK: i64 = 0x6364_635f_7379_6e63;
 
-/// Makes our tables and the publication, or completes them. `tables` are ordinary tables and leaf partitions.
+/// Makes our tables and the publication, or completes them. `tables` are ordinary tables and leaf partitions, or
+/// partitioned tables in place of theirs.
 pub(crate) async fn prepare_source(
     client: &Client,
     version: ServerVersion,
@@ -65,14 +66,18 @@ pub(crate) async fn prepare_source(
     failpoint!("source.tables-created", error);
     let wanted: Vec<TableName> = own_tables().chain(tables.iter().cloned()).collect();
     let publication = names.slot.as_str();
-    match options(client, version, publication).await? {
+    let via_root = has_roots(client, tables).await?;
+    if via_root && !has_via_root(version) {
+        return Err(no_roots(version));
+    }
+    match options(client, version, publication, via_root).await? {
         None => {
             let (first, rest) = wanted.split_at(wanted.len().min(CHUNK));
             let statement = format!(
                 "CREATE PUBLICATION {} FOR TABLE {} WITH ({})",
                 identifier(publication),
                 table_list(first),
-                wanted_options(version)
+                wanted_options(version, via_root)
             );
             execute(client, &statement, first, publication).await?;
             failpoint!("publication.created", error);
@@ -83,7 +88,7 @@ pub(crate) async fn prepare_source(
                 let statement = format!(
                     "ALTER PUBLICATION {} SET ({})",
                     identifier(publication),
-                    wanted_options(version)
+                    wanted_options(version, via_root)
                 );
                 execute(client, &statement, &[], publication).await?;
             }
@@ -112,7 +117,13 @@ pub(crate) fn own_statements() -> Vec<String> {
 }
 
 /// The statements that [`prepare_source`] runs on a source without any of it, for people to review.
-pub(crate) fn statements(version: ServerVersion, names: &JobNames, tables: &[TableName]) -> Vec<String> {
+pub(crate) async fn statements(
+    client: &Client,
+    version: ServerVersion,
+    names: &JobNames,
+    tables: &[TableName],
+) -> Result<Vec<String>> {
+    let via_root = has_roots(client, tables).await?;
     let mut statements = own_statements();
     let wanted: Vec<TableName> = own_tables().chain(tables.iter().cloned()).collect();
     statements.push(format!(
@@ -120,9 +131,9 @@ pub(crate) fn statements(version: ServerVersion, names: &JobNames, tables: &[Tab
          CREATE PUBLICATION {} FOR TABLE {} WITH ({});",
         identifier(&names.slot),
         table_list(&wanted),
-        wanted_options(version)
+        wanted_options(version, via_root)
     ));
-    statements
+    Ok(statements)
 }
 
 fn if_not_exists(create: &str) -> String {
@@ -168,16 +179,32 @@ fn table_list(tables: &[TableName]) -> String {
         .join(", ")
 }
 
-/// Everything is published, and partitions as themselves.
-fn wanted_options(version: ServerVersion) -> &'static str {
+/// Everything is published, and partitions as themselves unless their root stands in the list.
+fn wanted_options(version: ServerVersion, via_root: bool) -> String {
+    let publish = "publish = 'insert, update, delete, truncate'";
     if has_via_root(version) {
-        "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
+        format!("{publish}, publish_via_partition_root = {via_root}")
     } else {
-        "publish = 'insert, update, delete, truncate'"
+        publish.to_owned()
     }
 }
 
-fn has_via_root(version: ServerVersion) -> bool {
+/// Whether one of the tables is a partitioned one.
+async fn has_roots(client: &Client, tables: &[TableName]) -> Result<bool> {
+    let kinds = catalog::kinds(client, tables).await?;
+    Ok(kinds.values().any(|kind| *kind == RelationKind::Partitioned))
+}
+
+fn no_roots(version: ServerVersion) -> Error {
+    Error::new(
+        Kind::Check,
+        format!("PostgreSQL {version} cannot publish a partitioned table as one table; 13 and later can"),
+    )
+    .object("publish_via_partition_root")
+    .remedy("replicate partition by partition (--partitions leaves), into a target that is divided as the source is")
+}
+
+pub(crate) fn has_via_root(version: ServerVersion) -> bool {
     version.major() >= 13
 }
 
@@ -226,14 +253,19 @@ struct Existing {
     as_wanted: bool,
 }
 
-async fn options(client: &Client, version: ServerVersion, publication: &str) -> Result<Option<Existing>> {
-    let via_root = if has_via_root(version) {
+async fn options(
+    client: &Client,
+    version: ServerVersion,
+    publication: &str,
+    via_root: bool,
+) -> Result<Option<Existing>> {
+    let published = if has_via_root(version) {
         "pubviaroot"
     } else {
         "false"
     };
     let statement = format!(
-        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT {via_root} \
+        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND {published} = {via_root} \
          FROM pg_publication WHERE pubname = $1"
     );
     let row = client

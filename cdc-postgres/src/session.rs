@@ -72,15 +72,15 @@ impl KeptClient {
 /// triggers fire and foreign keys are checked while rows are loaded, which a target made by us has none of yet.
 const REPLICA_ROLE: &str = "SET session_replication_role = replica";
 
-/// A session that may not set it goes on as it is.
-pub(crate) async fn try_replica_role(connection: &mut Connection) -> Result<()> {
+/// A session that may not set it goes on as it is; whether it may.
+pub(crate) async fn try_replica_role(connection: &mut Connection) -> Result<bool> {
     match connection.simple_query(REPLICA_ROLE).await {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(true),
         Err(error) if error.sqlstate.is_some_and(|code| code.as_str() == "42501") => {
             tracing::debug!(
                 "the role may not set session_replication_role: triggers fire and foreign keys are checked"
             );
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error.into()),
     }

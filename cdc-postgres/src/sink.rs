@@ -84,6 +84,7 @@ pub(crate) struct PgSink {
     stream: String,
     epoch: String,
     connection: Option<Connection>,
+    role: SessionRole,
     tables: Tables,
     buffers: Buffers,
     progress: Progress,
@@ -98,6 +99,7 @@ impl PgSink {
             stream: stream.to_owned(),
             epoch: epoch.to_string(),
             connection: None,
+            role: SessionRole::Origin,
             tables: Tables::new(&Arc::from(stream)),
             buffers: Buffers::default(),
             progress: Progress::None,
@@ -110,7 +112,8 @@ impl PgSink {
             return Err(Error::bug("a target transaction is begun while one is open"));
         }
         if self.connection.is_none() {
-            self.connection = Some(session::open(&self.config, &self.stream, &self.epoch).await?);
+            let (connection, role) = session::open(&self.config, &self.stream, &self.epoch).await?;
+            (self.connection, self.role) = (Some(connection), role);
             self.tables.forget();
         }
         self.progress = Progress::Asked;
@@ -200,6 +203,7 @@ impl PgSink {
         let mut opening = Opening {
             stream: &self.stream,
             epoch: &self.epoch,
+            role: self.role,
             progress: &mut self.progress,
         };
         let opened = match (opening.send(&mut flight).await, first) {
@@ -207,7 +211,7 @@ impl PgSink {
             (opened, _) => opened,
         };
         let fed = match opened {
-            Ok(()) => feed(&mut flight, plan, &mut self.tables, &mut self.buffers).await,
+            Ok(()) => feed(&mut flight, plan, &mut self.tables, &mut self.buffers, self.role).await,
             halted => halted,
         };
         match flight.finish(fed).await {
@@ -312,6 +316,7 @@ impl PgSink {
         let mut opening = Opening {
             stream: &self.stream,
             epoch: &self.epoch,
+            role: self.role,
             progress: &mut self.progress,
         };
         let fed = opening.send(&mut flight).await;
@@ -368,6 +373,7 @@ fn lost_connection(failure: &Failure) -> bool {
 struct Opening<'s> {
     stream: &'s str,
     epoch: &'s str,
+    role: SessionRole,
     progress: &'s mut Progress,
 }
 
@@ -395,6 +401,9 @@ impl Opening<'_> {
             savepoint: false,
         };
         flight.run(session::BEGIN, Format::Text, [], Subject::Session, None)?;
+        if self.role == SessionRole::Origin {
+            flight.run(session::DEFER, Format::Text, [], Subject::Session, None)?;
+        }
         let values = [self.stream, self.epoch].map(|value| Some(value.as_bytes()));
         flight.run(session::FENCE, Format::Text, values, Subject::Fence, None)
     }
@@ -405,6 +414,7 @@ async fn feed(
     plan: &ApplyPlan,
     tables: &mut Tables,
     buffers: &mut Buffers,
+    role: SessionRole,
 ) -> Result<(), Halt> {
     for (number, step) in plan.steps.iter().enumerate() {
         match step {
@@ -433,9 +443,24 @@ async fn feed(
                     .send_ordered(flight, tables, buffers, rows)
                     .await?
             }
-            Step::Truncate { tables, truncation } => {
-                let sql = truncate(plan, tables, truncation.restart_identity)?;
-                flight.once(&sql, Subject::Truncate { step: number }).await?;
+            Step::Truncate {
+                tables: emptied,
+                truncation,
+            } => {
+                let restarts = truncation.restart_identity && may_restart(plan, emptied, tables)?;
+                let truncate = truncate(plan, emptied, restarts)?;
+                let statements: &[&str] = match role {
+                    SessionRole::Replica => &[&truncate],
+                    // The server empties no table that a deferred check still waits for.
+                    SessionRole::Origin => &[
+                        "SET CONSTRAINTS ALL IMMEDIATE",
+                        &truncate,
+                        "SET CONSTRAINTS ALL DEFERRED",
+                    ],
+                };
+                for sql in statements {
+                    flight.once(sql, Subject::Truncate { step: number }).await?;
+                }
             }
         }
         failpoint!("sink.mid-apply");
@@ -450,6 +475,18 @@ fn decides(plan: &ApplyPlan, table: usize) -> bool {
         .is_some_and(|table| table.target.policy.decides())
 }
 
+/// Whether the role may restart the sequences of these tables. Where it may not, they go on: they are set ahead of the
+/// source's in the end.
+fn may_restart(plan: &ApplyPlan, emptied: &[usize], tables: &Tables) -> Result<bool> {
+    for table in emptied {
+        let bound = tables.at(tables.place(plan, *table)?)?;
+        if !bound.columns.iter().all(|column| column.restarts) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Dependants that the source's CASCADE reached are in its list; what refers to the tables on the target alone must
 /// not be emptied.
 fn truncate(plan: &ApplyPlan, tables: &[usize], restart_identity: bool) -> Result<String> {
@@ -457,7 +494,8 @@ fn truncate(plan: &ApplyPlan, tables: &[usize], restart_identity: bool) -> Resul
     for table in tables {
         let table = plan.tables.get(*table);
         let table = table.ok_or_else(|| Error::bug("a plan names a table beyond its list"))?;
-        names.push(format!("ONLY {}", qualified(&table.target.name)));
+        let only = if table.target.partitioned { "" } else { "ONLY " };
+        names.push(format!("{only}{}", qualified(&table.target.name)));
     }
     let restart = if restart_identity { " RESTART IDENTITY" } else { "" };
     Ok(format!("TRUNCATE TABLE {}{restart} RESTRICT", names.join(", ")))

@@ -32,8 +32,8 @@ use crate::source::PgSource;
 use crate::state::doubt::Doubts;
 use crate::wire::ServerVersion;
 use crate::{
-    cleanup, compare, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot, source,
-    state, target_catalog,
+    cleanup, compare, emptying, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot,
+    source, state, target_catalog,
 };
 
 /// How often a server that is not there yet is tried.
@@ -409,7 +409,7 @@ impl Site for PgSite {
     }
 
     fn truncate<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
-        Box::pin(async move { catalog::truncate(&self.client().await?, &self.loaders, tables).await })
+        Box::pin(async move { emptying::all(&self.client().await?, &self.loaders, tables).await })
     }
 
     fn loader<'a>(
@@ -573,7 +573,7 @@ impl Site for PgSite {
             let client = connect(&self.config, SOURCE_SETTINGS).await?;
             let tables = catalog::inspect(&client, selection).await?;
             let tables: Vec<TableName> = tables.into_iter().map(|table| table.name).collect();
-            Ok(publication::statements(self.version, names, &tables))
+            publication::statements(&client, self.version, names, &tables).await
         })
     }
 

@@ -14,11 +14,12 @@ use cdc_core::engine::JobNames;
 use cdc_core::seed::{BulkFormat, BulkReader, Snapshot, TablePart};
 use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName, failpoint};
 
-use crate::catalog::{column_list, qualified};
+use crate::catalog::{RelationKind, column_list, qualified};
 use crate::config::Config;
 use crate::error::PgError;
 use crate::session::{Pool, connect, during};
 use crate::slot;
+use crate::storage;
 use crate::walsender::{CreateSlot, SlotSnapshot, WalSender, WalSenderOptions};
 use crate::wire::copy_out::CopyOut;
 use crate::wire::literal;
@@ -182,6 +183,7 @@ fn snapshot_gone(snapshot: &str) -> Error {
 /// What dividing a table needs to know of it.
 struct TableShape {
     columns: Vec<String>,
+    /// of the largest partition, where there are several: a range of blocks takes the same blocks of each
     blocks: u64,
     bytes: u64,
     /// the first column of the primary key, when it is an integer
@@ -190,15 +192,19 @@ struct TableShape {
 
 async fn shape(connection: &mut Connection, table: &TableName) -> Result<Option<TableShape>> {
     let statement = format!(
-        "SELECT pg_relation_size(c.oid) / current_setting('block_size')::int8, pg_table_size(c.oid), \
+        "SELECT s.blocks, s.bytes, \
                 (SELECT t.attname FROM pg_index i JOIN pg_attribute t ON t.attrelid = i.indrelid \
                         AND t.attnum = i.indkey[0] AND t.atttypid IN ('int2'::regtype, 'int4'::regtype, \
                         'int8'::regtype) WHERE i.indrelid = c.oid AND i.indisprimary), \
                 a.attname \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         CROSS JOIN LATERAL (SELECT \
+             COALESCE(max(pg_relation_size(x.oid)), 0) / current_setting('block_size')::int8 AS blocks, \
+             COALESCE(sum(pg_table_size(x.oid)), 0)::int8 AS bytes \
+             FROM (SELECT c.oid UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x) s \
          LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
               AND a.attgenerated = '' \
-         WHERE n.nspname = {} AND c.relname = {} AND c.relkind = 'r' ORDER BY a.attnum",
+         WHERE n.nspname = {} AND c.relname = {} AND c.relkind IN ('r', 'p') ORDER BY a.attnum",
         literal(&table.schema),
         literal(&table.name)
     );
@@ -236,7 +242,7 @@ impl PgSnapshot {
         let shape = shape(&mut connection, table).await?.ok_or_else(|| {
             Error::new(
                 Kind::Schema,
-                "the table does not exist, or is not an ordinary table",
+                "the table does not exist, or is neither an ordinary nor a partitioned table",
             )
             .object(format!("table {table}"))
         })?;
@@ -282,9 +288,13 @@ impl PgSnapshot {
 
 /// The smallest and largest key of the table in the snapshot, by its primary key's index.
 async fn key_limits(connection: &mut Connection, table: &TableName, key: &str) -> Result<Option<(i64, i64)>> {
-    let (key, table) = (crate::wire::session::identifier(key), qualified(table));
+    let kind = storage::kind(connection, table).await?;
+    let (key, table) = (
+        crate::wire::session::identifier(key),
+        format!("{}{}", kind.only(), qualified(table)),
+    );
     let results = connection
-        .simple_query(&format!("SELECT min({key}), max({key}) FROM ONLY {table}"))
+        .simple_query(&format!("SELECT min({key}), max({key}) FROM {table}"))
         .await?;
     let value = |column| -> Result<Option<i64>> {
         Ok(first_text(&results, column)?.and_then(|text| text.parse().ok()))
@@ -333,10 +343,13 @@ impl CopyReader {
     async fn open(shared: Arc<Shared>, part: &TablePart) -> Result<CopyReader> {
         let mut connection = shared.begin().await?;
         let named = |error: Error| error.object(format!("table {}", part.table));
-        same_storage(&mut connection, &part.table)
+        let kind = storage::kind(&mut connection, &part.table)
+            .await
+            .map_err(|error| named(shared.lost(error)))?;
+        same_storage(&mut connection, &part.table, kind)
             .await
             .map_err(|error| named(shared.lost_or(error)))?;
-        let copy = CopyOut::start(connection, &copy_statement(part))
+        let copy = CopyOut::start(connection, &copy_statement(part, kind))
             .await
             .map_err(|error| named(shared.lost(error)))?;
         Ok(CopyReader {
@@ -368,13 +381,16 @@ impl CopyReader {
 }
 
 /// `ONLY` keeps inheritance children out, which are tables of their own. `COPY table` does the same and is faster,
-/// but takes no condition, and no empty list of columns.
-fn copy_statement(part: &TablePart) -> String {
+/// but takes no condition, no empty list of columns, and no partitioned table.
+fn copy_statement(part: &TablePart, kind: RelationKind) -> String {
     let (table, columns) = (qualified(&part.table), column_list(&part.columns));
+    let only = kind.only();
     match &part.range {
-        None if !part.columns.is_empty() => format!("COPY {table} ({columns}) TO STDOUT"),
-        None => format!("COPY (SELECT {columns} FROM ONLY {table}) TO STDOUT"),
-        Some(range) => format!("COPY (SELECT {columns} FROM ONLY {table} WHERE {range}) TO STDOUT"),
+        None if !part.columns.is_empty() && kind == RelationKind::Table => {
+            format!("COPY {table} ({columns}) TO STDOUT")
+        }
+        None => format!("COPY (SELECT {columns} FROM {only}{table}) TO STDOUT"),
+        Some(range) => format!("COPY (SELECT {columns} FROM {only}{table} WHERE {range}) TO STDOUT"),
     }
 }
 
@@ -392,17 +408,17 @@ enum StorageError {
     Rewritten(Error),
 }
 
-/// Refuses a table whose storage is another than in the snapshot. A rewriting ALTER TABLE and TRUNCATE leave nothing
-/// that an older snapshot could see (PostgreSQL manual, "Caveats" of MVCC): the copy would silently be empty.
-/// VACUUM FULL and CLUSTER move rows to other blocks, so that ranges of blocks would miss some.
-///
-/// `relfilenode` is read as of the snapshot, `pg_relation_filenode` as of now; the lock keeps it so.
-async fn same_storage(connection: &mut Connection, table: &TableName) -> Result<(), StorageError> {
+/// Refuses a table whose storage is another than in the snapshot.
+async fn same_storage(
+    connection: &mut Connection,
+    table: &TableName,
+    kind: RelationKind,
+) -> Result<(), StorageError> {
     let statement = format!(
-        "LOCK TABLE ONLY {} IN ACCESS SHARE MODE; \
-         SELECT c.relfilenode = pg_relation_filenode(c.oid) FROM pg_class c \
+        "{}; SELECT {} FROM pg_class c \
          JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = {} AND c.relname = {}",
-        qualified(table),
+        storage::lock(table, kind),
+        storage::unchanged(kind),
         literal(&table.schema),
         literal(&table.name)
     );
@@ -421,7 +437,8 @@ async fn same_storage(connection: &mut Connection, table: &TableName) -> Result<
     Err(StorageError::Rewritten(
         Error::new(
             Kind::Schema,
-            "the table was made, rewritten (ALTER TABLE, VACUUM FULL, CLUSTER) or truncated after the snapshot was taken",
+            "the table was made, rewritten (ALTER TABLE, VACUUM FULL, CLUSTER), truncated or divided otherwise after the \
+             snapshot was taken",
         )
         // A new snapshot mends it.
         .action(Action::Retry)
@@ -461,16 +478,19 @@ mod tests {
             index: 0,
             of: 1,
         };
-        assert_eq!(copy_statement(&part), r#"COPY "S"."t" ("id", "B") TO STDOUT"#);
+        let whole = r#"COPY "S"."t" ("id", "B") TO STDOUT"#;
+        assert_eq!(copy_statement(&part, RelationKind::Table), whole);
+        let root = r#"COPY (SELECT "id", "B" FROM "S"."t") TO STDOUT"#;
+        assert_eq!(copy_statement(&part, RelationKind::Partitioned), root);
         part.range = Some("ctid < '(5,0)'".into());
         assert_eq!(
-            copy_statement(&part),
+            copy_statement(&part, RelationKind::Table),
             r#"COPY (SELECT "id", "B" FROM ONLY "S"."t" WHERE ctid < '(5,0)') TO STDOUT"#
         );
         part.columns.clear();
         part.range = None;
         assert_eq!(
-            copy_statement(&part),
+            copy_statement(&part, RelationKind::Table),
             r#"COPY (SELECT  FROM ONLY "S"."t") TO STDOUT"#
         );
     }

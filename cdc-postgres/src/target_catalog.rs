@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use cdc_core::conflict::Policy;
+use cdc_core::engine::Partitions;
 use cdc_core::plan::{TargetColumn, TargetTable, UniqueKey};
 use cdc_core::{Result, TableName, TableSelection};
 use tokio_postgres::Client;
 
-use crate::catalog::USER_RELATION;
+use crate::catalog::{USER_RELATION, own_table};
 use crate::column_types::TYPE_FACTS;
 use crate::session::during;
 use crate::sink::{SessionRole, replica_role};
@@ -20,7 +21,7 @@ const BYTE_COMPARABLE: &str = "(16, 17, 18, 19, 20, 21, 23, 25, 26, 1042, 1043, 
 /// Reads the facts of the selected tables.
 pub(crate) async fn target_tables(client: &Client, selection: &TableSelection) -> Result<Vec<TargetTable>> {
     let role = replica_role(client).await?;
-    let mut tables = read_tables(client, role).await?;
+    let mut tables = read_tables(client, role, selection.partitions).await?;
     tables.retain(|_, table| selection.selects(&table.name));
     read_columns(client, &mut tables).await?;
     read_keys(client, &mut tables).await?;
@@ -30,22 +31,28 @@ pub(crate) async fn target_tables(client: &Client, selection: &TableSelection) -
 
 type Tables = HashMap<u32, TargetTable>;
 
-async fn read_tables(client: &Client, role: SessionRole) -> Result<Tables> {
+async fn read_tables(client: &Client, role: SessionRole, partitions: Partitions) -> Result<Tables> {
+    let own_table = own_table(partitions);
     // tgenabled and ev_enabled: O acts in origin sessions, R in replica ones, A always, D never. Foreign keys are
     // checked by internal triggers, which are O; those that recheck a deferred unique constraint see no order.
-    let firing = match role {
-        SessionRole::Replica => "('R', 'A')",
-        SessionRole::Origin => "('O', 'A')",
+    let (firing, checked) = match role {
+        SessionRole::Replica => ("('R', 'A')", false),
+        SessionRole::Origin => ("('O', 'A')", true),
     };
     let sql = format!(
         "SELECT c.oid, n.nspname::text, c.relname::text, \
-         EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled IN {firing} \
+         EXISTS (SELECT FROM (SELECT c.oid \
+                      UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
+                 JOIN pg_trigger t ON t.tgrelid = x.oid WHERE t.tgenabled IN {firing} \
                  AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.oid = t.tgconstraint AND k.contype <> 'f' \
                                  AND t.tgisinternal)) \
          OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN {firing}), \
-         (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)) \
+         (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)), \
+         {checked} AND EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = c.oid \
+                               AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))), \
+         c.relkind = 'p' \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND {USER_RELATION}"
+         WHERE {own_table} AND c.relpersistence <> 't' AND {USER_RELATION}"
     );
     let rows = client
         .query(&sql, &[])
@@ -58,6 +65,8 @@ async fn read_tables(client: &Client, role: SessionRole) -> Result<Tables> {
         unique_constraints: usize::try_from(row.get::<_, i64>(4)).unwrap_or(usize::MAX),
         policy: Policy::Stop,
         order_visible: row.get(3),
+        cascaded: row.get(5),
+        partitioned: row.get(6),
         references: Vec::new(),
     };
     Ok(rows.iter().map(|row| (row.get(0), table(row))).collect())

@@ -5,9 +5,11 @@ mod policies;
 use std::sync::Arc;
 
 use cdc_core::engine::{ColumnInfo, Finding, JobNames, Occupancy, SeedPhase, Severity, Side, TableInfo};
+use cdc_core::plan::TargetTable;
 use cdc_core::{Kind, Result, Site, TableName, TableSelection};
 use serde::Serialize;
 
+use crate::references::References;
 use crate::run::{UNPUBLISHED_REMEDY, unpublished};
 
 pub use policies::{expect_matched, policy_findings};
@@ -154,6 +156,7 @@ pub async fn run_findings(
     // Tables that an interrupted first run made are the source's own, and get their keys after the data.
     if !(state.schema_pending && all_empty) {
         findings.extend(compare_schemas(&of_source, &target.inspect(selection).await?));
+        findings.extend(judge_references(&target.target_tables(selection).await?));
     }
     Ok(findings)
 }
@@ -174,6 +177,24 @@ fn seen<T>(answer: Result<T>, what: &str, findings: &mut Vec<Finding>) -> Result
         remedy: "give the role of the URL the rights that `cdc-sync check --print-grants` prints".to_owned(),
     });
     Ok(None)
+}
+
+/// `TARGET-KEY-CYCLE`: what the target's foreign keys leave no order for, in which tables could be copied.
+pub(crate) fn judge_references(target: &[TargetTable]) -> Option<Finding> {
+    let tables = References::of(target).circular();
+    if tables.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    Some(schema_finding(
+        ("TARGET-KEY-CYCLE", Severity::Fail),
+        names.join(", "),
+        "foreign keys lead from each of these tables by way of others back to it, and the target checks them while \
+         tables are copied one after the other: none can come first",
+        "give the role of the target the right to apply without checking foreign keys (`cdc-sync check \
+         --print-grants`), or drop one of these foreign keys on the target until `cdc-sync run --until-caught-up` has \
+         ended, or drop all tables there so that the schema is copied",
+    ))
 }
 
 /// What of the target's tables cannot take the rows of the source's, or takes them otherwise. Tables that only one
@@ -295,7 +316,8 @@ fn judge_occupancy(occupancy: &[(TableName, Occupancy)]) -> Vec<Finding> {
                 Occupancy::Missing if some_exist => (
                     "TARGET-LACKS-TABLE",
                     "the table is missing on the target, where others exist",
-                    "create it, exclude it with --exclude, or empty the target so that the schema is copied",
+                    "create it, exclude it with --exclude, or empty the target so that the schema is copied; where the \
+                     target divides a table into other partitions: --partitions root",
                 ),
                 Occupancy::Missing | Occupancy::Empty => return None,
             };

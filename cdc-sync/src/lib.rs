@@ -52,6 +52,7 @@ pub mod monitor;
 pub mod output;
 pub mod progress;
 pub mod redact;
+mod references;
 pub mod run;
 pub mod signals;
 pub mod status;

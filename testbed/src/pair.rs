@@ -11,12 +11,19 @@ use crate::{PgCluster, Process, compare, process};
 /// Ten times and more what a verb usually takes.
 pub const LIMIT: Duration = Duration::from_secs(240);
 
+/// The superuser of every cluster.
+const SUPERUSER: &str = "postgres";
+/// The roles of a job that logs in as no superuser, on blue and on green.
+const PLAIN: [&str; 2] = ["cdc_source", "cdc_target"];
+
 /// Two clusters, each with a database [`Pair::DATABASE`].
 pub struct Pair {
     /// The source.
     pub blue: PgCluster,
     /// The target.
     pub green: PgCluster,
+    /// who the binary logs in as
+    roles: [&'static str; 2],
 }
 
 impl Pair {
@@ -30,10 +37,45 @@ impl Pair {
             cluster.create_database(Self::DATABASE)?;
             Ok::<_, anyhow::Error>(cluster)
         };
-        Ok(Pair {
-            blue: start(old)?,
-            green: start(new)?,
-        })
+        Ok(Pair::of(start(old)?, start(new)?))
+    }
+
+    /// A pair of clusters that have the database.
+    pub fn of(blue: PgCluster, green: PgCluster) -> Pair {
+        Pair {
+            blue,
+            green,
+            roles: [SUPERUSER; 2],
+        }
+    }
+
+    /// Has the binary log in as roles that may do what `check --print-grants` says a job needs, and nothing else: called
+    /// when blue has its tables, and once more after it got others. The right to set `session_replication_role` is
+    /// withheld, as it is by every server before 15: triggers fire on green and foreign keys are checked.
+    pub fn use_plain_roles(&mut self) -> Result<()> {
+        let clusters = [&self.blue, &self.green];
+        for (cluster, role) in clusters.into_iter().zip(PLAIN) {
+            let create = format!(
+                "DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+            );
+            cluster.sql(Self::DATABASE, &create)?;
+        }
+        self.roles = PLAIN;
+        let printed = self.verb(&["check", "--print-grants"], 0)?;
+        let script = |side: &str| -> Result<String> {
+            let statements = printed["grants"][side].as_array().context("no list of grants")?;
+            let statements = statements.iter().filter_map(|statement| statement.as_str());
+            let granted = statements.filter(|statement| !statement.contains("ON PARAMETER"));
+            Ok(granted.collect::<Vec<_>>().join("\n"))
+        };
+        self.on_blue(&script("source")?)?;
+        self.on_green(&script("target")?)?;
+        Ok(())
+    }
+
+    /// The role on green that the binary logs in as.
+    pub fn role_on_green(&self) -> &str {
+        self.roles[1]
     }
 
     /// Runs a script on blue.
@@ -46,14 +88,22 @@ impl Pair {
         self.green.sql(Self::DATABASE, script)
     }
 
-    /// The URLs of blue and green.
+    /// The superuser's URLs of blue and green.
     pub fn urls(&self) -> [String; 2] {
         [&self.blue, &self.green].map(|cluster| cluster.url(Self::DATABASE))
     }
 
+    /// The URLs that the binary is given.
+    pub fn job_urls(&self) -> [String; 2] {
+        let [blue, green] = self.urls();
+        let as_role =
+            |url: String, role: &str| url.replacen(&format!("//{SUPERUSER}@"), &format!("//{role}@"), 1);
+        [as_role(blue, self.roles[0]), as_role(green, self.roles[1])]
+    }
+
     /// A command of the binary for this pair, which asks nothing and prints JSON.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let [source, target] = self.urls();
+        let [source, target] = self.job_urls();
         Self::command_between([&source, &target], arguments)
     }
 
@@ -74,7 +124,7 @@ impl Pair {
 
     /// Starts a verb that reaches green by another URL, such as that of a proxy.
     pub fn spawn_to(&self, target: &str, arguments: &[&str]) -> Result<Process> {
-        let [source, _] = self.urls();
+        let [source, _] = self.job_urls();
         self.spawn_between([&source, target], arguments)
     }
 

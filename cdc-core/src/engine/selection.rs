@@ -1,6 +1,40 @@
 //! Which tables a job replicates.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::model::TableName;
+
+/// What a partitioned table is to a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Partitions {
+    /// each leaf partition is a table of its own
+    #[default]
+    Leaves,
+    /// the root is one table, however each side divides it
+    Root,
+}
+
+impl FromStr for Partitions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "leaves" => Ok(Self::Leaves),
+            "root" => Ok(Self::Root),
+            _ => Err(format!("{text:?} is neither leaves nor root")),
+        }
+    }
+}
+
+impl fmt::Display for Partitions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Leaves => "leaves",
+            Self::Root => "root",
+        })
+    }
+}
 
 /// Which tables a job replicates: patterns of `schema.table` with `*` and `?`. Without includes: all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,6 +43,8 @@ pub struct TableSelection {
     pub include: Vec<String>,
     /// patterns of tables to leave, stronger than `include`
     pub exclude: Vec<String>,
+    /// whether the patterns mean partitions or partitioned tables
+    pub partitions: Partitions,
 }
 
 impl TableSelection {
@@ -65,6 +101,7 @@ mod tests {
         let selection = TableSelection {
             include: vec!["public.*".into(), "orders".into()],
             exclude: vec!["public.audit_*".into(), "tm?".into()],
+            ..TableSelection::default()
         };
         let selects = |schema: &str, name: &str| selection.selects(&TableName::new(schema, name));
         assert!(selects("public", "users"));

@@ -46,6 +46,11 @@ pub struct TargetTable {
     /// whether a trigger or rule would fire for our session, or a foreign key from or to this table be checked:
     /// order is visible
     pub order_visible: bool,
+    /// whether an action of its foreign keys (CASCADE, SET NULL) takes place on the target too: a row may be gone, or
+    /// have its new key, before the source's own change of it comes
+    pub cascaded: bool,
+    /// whether its rows lie in partitions, which are no tables of the job
+    pub partitioned: bool,
     /// who wins a conflict
     pub policy: Policy,
     /// tables that its foreign keys refer to, whether or not our session checks them: the order in which net

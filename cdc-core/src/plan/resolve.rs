@@ -166,16 +166,8 @@ fn resolve(source: &Arc<TableSchema>, target: Arc<TargetTable>, marked_ordered: 
                 .is_some_and(|column| column.byte_comparable)
         });
     let decides = target.policy.decides();
-    if decides && !locator_is_unique {
-        return Err(Error::new(
-            Kind::Schema,
-            format!(
-                "policy {} needs a key of the target that the source's changes carry",
-                target.policy.name()
-            ),
-        )
-        .object(format!("table {}", source.name))
-        .remedy("give the target's table the source's primary key, or leave the policy at stop"));
+    if decides {
+        expect_decidable(source, &target, locator_is_unique)?;
     }
     // A row in the way by another unique key may be gone by the end of the set: only the order tells.
     let needs_order = decides && (target.unique_constraints > 1 || !comparable);
@@ -208,6 +200,27 @@ fn resolve(source: &Arc<TableSchema>, target: Arc<TargetTable>, marked_ordered: 
         marked_ordered,
         decides,
     })
+}
+
+/// Whether a policy can decide about the table's rows.
+fn expect_decidable(source: &TableSchema, target: &TargetTable, locator_is_unique: bool) -> Result<()> {
+    let policy = target.policy.name();
+    let (message, remedy) = if !locator_is_unique {
+        (
+            format!("policy {policy} needs a key of the target that the source's changes carry"),
+            "give the target's table the source's primary key, or leave the policy at stop",
+        )
+    } else if target.partitioned {
+        (
+            format!("policy {policy} decides about rows of single tables, not of a partitioned one"),
+            "leave the policy at stop, or replicate the partitions each for itself",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Kind::Schema, message)
+        .object(format!("table {}", source.name))
+        .remedy(remedy))
 }
 
 /// The source columns that locate a row, and whether they are a key of the target: the first key of the target

@@ -212,6 +212,8 @@ impl TableSpec {
             keys: keys.collect(),
             unique_constraints: self.keys.len(),
             policy: Policy::Stop,
+            cascaded: false,
+            partitioned: false,
             order_visible: self.trigger || (foreign_keys_checked && !self.foreign_keys.is_empty()),
             references: self.foreign_keys.iter().map(|key| key.parent.clone()).collect(),
         }

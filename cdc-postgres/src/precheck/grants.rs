@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use cdc_core::engine::{JobNames, Side, SiteProfile};
+use cdc_core::engine::{JobNames, Partitions, Side, SiteProfile};
 use cdc_core::{Result, TableName, TableSelection};
 use tokio_postgres::types::Type;
 
@@ -102,8 +102,11 @@ impl Objects {
         let rows = session
             .client
             .query_typed(
-                "SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relrowsecurity \
+                "SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relrowsecurity, \
+                        rn.nspname::text, r.relname::text \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 LEFT JOIN pg_class r ON r.oid = pg_partition_root(c.oid) \
+                 LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace \
                  WHERE c.relkind IN ('r', 'p', 'S') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
                        AND n.nspname NOT IN ('information_schema', 'cdc_sync') \
                        AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass \
@@ -121,7 +124,12 @@ impl Objects {
         for row in rows {
             let name = table_name(&row);
             let kind: &str = row.get(2);
-            if kind == "r" && !selection.selects(&name) {
+            let root: (Option<String>, Option<String>) = (row.get(4), row.get(5));
+            let chosen = match (selection.partitions, root) {
+                (Partitions::Root, (Some(schema), Some(root))) => TableName::new(schema, root),
+                _ => name.clone(),
+            };
+            if kind == "r" && !selection.selects(&chosen) {
                 continue;
             }
             objects.schemas.insert(identifier(&name.schema));
@@ -168,7 +176,7 @@ async fn not_owned(session: &Session) -> Result<BTreeSet<TableName>> {
         .client
         .query_typed(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind = 'r' AND NOT pg_has_role(c.relowner, 'USAGE')",
+             WHERE c.relkind IN ('r', 'p') AND NOT pg_has_role(c.relowner, 'USAGE')",
             &[],
         )
         .await
@@ -201,7 +209,8 @@ async fn hand_over(
             ));
         }
     } else {
-        for statement in publication::statements(session.version, names, tables) {
+        let made = publication::statements(&session.client, session.version, names, tables);
+        for statement in made.await? {
             statements.push(&statement);
         }
     }
@@ -255,7 +264,10 @@ async fn on_target(
     }
     let present = present(session).await?;
     let needed = |schema: &String| {
-        source.is_none_or(|source| source.owners.iter().any(|(needed, _)| needed == schema))
+        source.is_none_or(|source| {
+            let of_tables = source.owners.iter().any(|(needed, _)| needed == schema);
+            of_tables || source.extension_schemas.values().any(|needed| needed == schema)
+        })
     };
     let schemas: Vec<String> = present
         .schemas
@@ -278,6 +290,8 @@ async fn on_target(
         if !present.extensions.contains(name) {
             let (name, schema) = (identifier(name), identifier(schema));
             statements.push(&format!("CREATE SCHEMA IF NOT EXISTS {schema};"));
+            // What the administrator has made is not the role's.
+            statements.push(&format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {{role}};"));
             statements.push(&format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {schema};"));
         }
     }

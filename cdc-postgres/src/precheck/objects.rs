@@ -1,6 +1,6 @@
 //! What the schema holds that replication treats in its own way: sequences, computed columns, partitions.
 
-use cdc_core::engine::{Finding, Severity, Side};
+use cdc_core::engine::{Finding, Partitions, Severity, Side};
 use cdc_core::{Result, TableName, TableSelection};
 
 use super::{Findings, Session, few};
@@ -172,7 +172,9 @@ const LISTED: &[Listed] = &[
 /// `PG-GENERATED-COLUMN`, `PG-IDENTITY-COLUMN`, `PG-PARTITIONED`, `PG-INHERITANCE`.
 pub(super) async fn listed(session: &Session, selection: &TableSelection) -> Result<Vec<Finding>> {
     let mut found = Findings::new(Side::Source);
-    for kind in LISTED {
+    // As a whole they have a finding of their own.
+    let whole = |id: &str| id == "PG-PARTITIONED" && selection.partitions == Partitions::Root;
+    for kind in LISTED.iter().filter(|kind| !whole(kind.id)) {
         let statement = format!("{} AND {USER_RELATION} ORDER BY 1, 2, 3", kind.query);
         let rows = session
             .client

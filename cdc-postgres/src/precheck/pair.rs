@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cdc_core::engine::{Finding, Severity, Side, SiteProfile};
-use cdc_core::{Result, TableSelection};
+use cdc_core::engine::{Finding, Partitions, Severity, Side, SiteProfile};
+use cdc_core::{Result, TableName, TableSelection};
 
+use super::partitions::{self, Shapes};
 use super::types::{self, Types};
 use super::{Findings, Session, clock, few, tables};
 use crate::config::Config;
@@ -38,6 +39,9 @@ pub(super) struct Profile {
     /// row security is on for a selected table
     pub(super) row_security: bool,
     types: Types,
+    /// the selected tables, unless partitioned ones are one table each
+    tables: BTreeSet<TableName>,
+    shapes: Shapes,
     /// the server's clock less ours, in microseconds
     clock: i64,
 }
@@ -111,6 +115,12 @@ async fn read(config: &Config, selection: &TableSelection) -> Result<Profile> {
         .await?,
         row_security: relations.iter().any(|relation| relation.row_security),
         types: types::read(&session, &relations).await?,
+        tables: relations
+            .iter()
+            .filter(|relation| relation.is_table() && selection.partitions == Partitions::Leaves)
+            .map(|relation| relation.name.clone())
+            .collect(),
+        shapes: partitions::read(&session).await?,
         clock: clock::offset(&session).await?,
     })
 }
@@ -182,6 +192,7 @@ fn judge(source: &Profile, target: &Profile) -> Vec<Finding> {
     judge_extensions(source, target, &mut found);
     judge_rounding(&source.types, &target.types, &mut found);
     types::judge(&source.types, &target.types, &mut found);
+    partitions::judge(source.tables.iter(), &source.shapes, &target.shapes, &mut found);
     clock::judge(source.clock, target.clock, &mut found);
     let missing: Vec<String> = source.needed_roles.difference(&target.roles).cloned().collect();
     for role in missing {
@@ -336,6 +347,8 @@ mod tests {
                 columns: BTreeMap::from([("public.t.n".to_owned(), column("numeric(12,2)"))]),
                 ..Types::default()
             },
+            tables: BTreeSet::new(),
+            shapes: Shapes::new(),
             clock: 0,
         }
     }

@@ -4,7 +4,7 @@ use cdc_core::engine::{Finding, Severity, Side};
 use cdc_core::{Result, TableName, TableSelection};
 
 use super::{Findings, Session, few};
-use crate::catalog::qualified;
+use crate::catalog::{own_table, qualified};
 use crate::session::during;
 use crate::wire::session::identifier;
 
@@ -45,39 +45,45 @@ pub(super) struct Relation {
 impl Relation {
     /// Whether its rows are replicated.
     pub(super) fn is_table(&self) -> bool {
-        self.kind == 'r' && !self.unlogged
+        matches!(self.kind, 'r' | 'p') && !self.unlogged
     }
 }
 
+/// The worst identity of the table and its partitions, and the changes of all of them: the source refuses a change of
+/// a partition by the partition's own identity, and sends what the root's says.
+const MEMBERS: &str = "SELECT min(CASE WHEN t.relreplident = 'n' THEN '0 nothing' \
+         WHEN t.relreplident = 'f' THEN '3 given' \
+         WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisvalid \
+              AND i.indimmediate AND CASE t.relreplident WHEN 'd' THEN i.indisprimary \
+                                     ELSE i.indisreplident END) THEN '3 given' \
+         WHEN t.relreplident = 'd' AND EXISTS (SELECT FROM pg_index i \
+              WHERE i.indrelid = t.oid AND i.indisprimary AND NOT i.indimmediate) THEN '2 deferrable' \
+         ELSE '1 none' END) AS identity, \
+         COALESCE(sum(pg_stat_get_tuples_updated(t.oid) + pg_stat_get_tuples_deleted(t.oid)), 0)::int8 AS changed \
+     FROM (SELECT c.oid UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
+     JOIN pg_class t ON t.oid = x.oid";
+
 /// The selected relations, members of extensions left out: `CREATE EXTENSION` makes those.
 pub(super) async fn read(session: &Session, selection: &TableSelection) -> Result<Vec<Relation>> {
-    let rows = session
-        .client
-        .query_typed(
-            "SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'u', \
-                    CASE WHEN c.relreplident = 'n' THEN 'nothing' \
-                         WHEN c.relreplident = 'f' THEN 'given' \
-                         WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid \
-                              AND i.indimmediate AND CASE c.relreplident WHEN 'd' THEN i.indisprimary \
-                                                     ELSE i.indisreplident END) THEN 'given' \
-                         WHEN c.relreplident = 'd' AND EXISTS (SELECT FROM pg_index i \
-                              WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) THEN 'deferrable' \
-                         ELSE 'none' END, \
-                    COALESCE(pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid), 0), \
+    let own_table = own_table(selection.partitions);
+    let statement = format!(
+        "SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'u', m.identity, m.changed, \
                     pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'), \
                     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), \
                     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') \
                       AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') \
                       AND has_table_privilege(c.oid, 'DELETE') AND has_table_privilege(c.oid, 'TRUNCATE'), \
-                    c.relkind = 'r' AND row_security_active(c.oid), c.relrowsecurity \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' \
+                    c.relkind IN ('r', 'p') AND row_security_active(c.oid), c.relrowsecurity \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL ({MEMBERS}) m \
+             WHERE (({own_table}) OR c.relkind IN ('m', 'f')) AND c.relpersistence <> 't' \
                    AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'cdc_sync') \
                    AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass \
                                    AND x.objid = c.oid AND x.deptype = 'e') \
-             ORDER BY 1, 2",
-            &[],
-        )
+             ORDER BY 1, 2"
+    );
+    let rows = session
+        .client
+        .query_typed(&statement, &[])
         .await
         .map_err(during("reading the list of tables"))?;
     let relations = rows.iter().map(|row| Relation {
@@ -85,9 +91,9 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         kind: row.get::<_, String>(2).chars().next().unwrap_or('r'),
         unlogged: row.get(3),
         identity: match row.get::<_, &str>(4) {
-            "given" => RowIdentity::Given,
-            "deferrable" => RowIdentity::DeferrableKey,
-            "nothing" => RowIdentity::Nothing,
+            "3 given" => RowIdentity::Given,
+            "2 deferrable" => RowIdentity::DeferrableKey,
+            "0 nothing" => RowIdentity::Nothing,
             _ => RowIdentity::None,
         },
         changed: row.get(5),

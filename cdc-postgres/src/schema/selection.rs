@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use cdc_core::engine::Partitions;
 use cdc_core::{Result, TableName, TableSelection};
 use tokio_postgres::Client;
 
@@ -20,6 +21,24 @@ struct Relations {
     reads: Vec<(u32, u32)>,
     /// foreign key, its table and the table it refers to
     foreign_keys: Vec<(u32, u32, u32)>,
+}
+
+impl Relations {
+    /// The table by whose name a relation is selected.
+    fn chosen_by(&self, oid: u32, partitions: Partitions) -> Option<&TableName> {
+        let mut oid = oid;
+        if partitions == Partitions::Root {
+            let parent = |oid| {
+                let (_, parent) = self.parents.iter().find(|(child, _)| *child == oid)?;
+                let (_, kind) = self.names.get(parent)?;
+                (*kind == 'p').then_some(*parent)
+            };
+            while let Some(parent) = parent(oid) {
+                oid = parent;
+            }
+        }
+        self.names.get(&oid).map(|(name, _)| name)
+    }
 }
 
 /// What is left out.
@@ -95,7 +114,10 @@ fn choose(relations: &Relations, selection: &TableSelection, present: Option<&Ta
     let mut kept: HashSet<u32> = relations
         .names
         .iter()
-        .filter(|(_, (name, kind))| matches!(kind, 'v' | 'm') || selection.selects(name))
+        .filter(|(oid, (_, kind))| {
+            let table = relations.chosen_by(**oid, selection.partitions);
+            matches!(kind, 'v' | 'm') || table.is_some_and(|table| selection.selects(table))
+        })
         .map(|(oid, _)| *oid)
         .collect();
     while relations
@@ -171,7 +193,7 @@ mod tests {
         };
         let selection = TableSelection {
             include: vec!["part_1".into()],
-            exclude: Vec::new(),
+            ..TableSelection::default()
         };
         let left = choose(&relations, &selection, None);
         assert_eq!(
@@ -191,8 +213,8 @@ mod tests {
             "{left:?}"
         );
         let selection = TableSelection {
-            include: Vec::new(),
             exclude: vec!["other".into()],
+            ..TableSelection::default()
         };
         assert_eq!(
             names(&choose(&relations, &selection, None)),

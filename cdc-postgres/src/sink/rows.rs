@@ -161,6 +161,8 @@ impl<'p> Rows<'p> {
             let verb = choose(bound, &event, &mut columns)?;
             let Some(verb) = verb else { continue };
             // A net window says what is gone, not what was there.
+            // Nor is it known whether a foreign key's action has taken the row away with its parent.
+            let cascaded = bound.planned.target.cascaded;
             let window = event.txn().is_some_and(|txn| txn.kind == TxnKind::NetWindow);
             let located = matches!(verb, Verb::Update | Verb::Delete | Verb::Replace);
             let change = RowChange {
@@ -173,7 +175,7 @@ impl<'p> Rows<'p> {
                 },
                 values: Image::After(row.row),
                 columns: &columns,
-                expected: if verb == Verb::Upsert || (verb == Verb::Delete && window) {
+                expected: if verb == Verb::Upsert || (verb == Verb::Delete && (window || cascaded)) {
                     None
                 } else {
                     Some(1)

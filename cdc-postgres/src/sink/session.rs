@@ -30,13 +30,17 @@ const SETTINGS: &[(&str, &str)] = &[
 
 /// The names of the statements around every group.
 pub(super) const BEGIN: &str = "begin";
+pub(super) const DEFER: &str = "defer";
 pub(super) const FENCE: &str = "fence";
 pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const COMMIT: &str = "commit";
 
-const FIXED: [(&str, &str); 4] = [
+const FIXED: [(&str, &str); 5] = [
     // The isolation that waiting for the fence needs: what is found after the wait must be the newest row.
     (BEGIN, "BEGIN ISOLATION LEVEL READ COMMITTED"),
+    // For sessions in which constraints are checked: what a statement of the source did to several rows comes row by
+    // row, between which a constraint need not hold.
+    (DEFER, "SET CONSTRAINTS ALL DEFERRED"),
     (FENCE, "SELECT cdc_sync.hold_fence($1::text, $2::int8)"),
     (
         CHECKPOINT,
@@ -46,13 +50,17 @@ const FIXED: [(&str, &str); 4] = [
     (COMMIT, "COMMIT"),
 ];
 
-/// Opens an applying session of `stream` under `epoch`.
-pub(super) async fn open(config: &Config, stream: &str, epoch: &str) -> Result<Connection> {
+/// Opens an applying session of `stream` under `epoch`, and tells its role.
+pub(super) async fn open(config: &Config, stream: &str, epoch: &str) -> Result<(Connection, SessionRole)> {
     let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
-    try_replica_role(&mut connection).await?;
+    let role = if try_replica_role(&mut connection).await? {
+        SessionRole::Replica
+    } else {
+        SessionRole::Origin
+    };
     origin::take(&mut connection, stream, epoch).await?;
     prepare_fixed(&mut connection).await?;
-    Ok(connection)
+    Ok((connection, role))
 }
 
 /// Forgets all prepared statements but those around every group.

@@ -48,7 +48,7 @@ pub(super) struct Locating {
 
 /// A statement that writes `columns` of the row or rows that `locate` finds.
 pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[Locating]) -> Result<String> {
-    let name = qualified(&table.planned.target.name);
+    let name = table.rows();
     Ok(match verb {
         Verb::Insert => insert(table, columns, &values(columns))?,
         Verb::Upsert => {
@@ -62,15 +62,13 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
                     Ok(format!("{} = ${}", table.column(*column)?.quoted, place + 1))
                 })?,
             };
-            format!(
-                "UPDATE ONLY {name} SET {set} WHERE {}",
-                row_condition(table, locate, columns.len())?
-            )
+            let mut condition = row_condition(table, locate, columns.len())?;
+            if let Some(moved) = moved_condition(table, columns, locate)? {
+                condition = format!("({condition}) OR ({moved})");
+            }
+            format!("UPDATE {name} SET {set} WHERE {condition}")
         }
-        Verb::Delete => format!(
-            "DELETE FROM ONLY {name} WHERE {}",
-            row_condition(table, locate, 0)?
-        ),
+        Verb::Delete => format!("DELETE FROM {name} WHERE {}", row_condition(table, locate, 0)?),
         Verb::Replace => replace(table, columns, locate)?,
         Verb::UpdateSet => {
             let (identities, set): (Vec<_>, Vec<_>) = columns
@@ -92,12 +90,12 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
                 );
             }
             let arrays = arrays(columns.len() + locate.len());
-            format!("UPDATE ONLY {name} AS t SET {set} FROM {arrays} WHERE {condition}")
+            format!("UPDATE {name} AS t SET {set} FROM {arrays} WHERE {condition}")
         }
         Verb::DeleteSet => {
             let arrays = arrays(locate.len());
             format!(
-                "DELETE FROM ONLY {name} AS t USING {arrays} WHERE {}",
+                "DELETE FROM {name} AS t USING {arrays} WHERE {}",
                 set_condition(table, locate, 0)?
             )
         }
@@ -172,7 +170,7 @@ fn on_conflict(table: &Bound, columns: &[usize]) -> Result<String> {
 
 /// Both in one statement: what the change does not say (an unchanged TOAST value) comes from the row removed.
 fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<String> {
-    let name = qualified(&table.planned.target.name);
+    let (rows, name) = (table.rows(), qualified(&table.planned.target.name));
     let (mut targets, mut sources) = (Vec::new(), Vec::new());
     for (number, facts) in table
         .columns
@@ -190,7 +188,7 @@ fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<Stri
         });
     }
     Ok(format!(
-        "WITH old AS (DELETE FROM ONLY {name} WHERE {} RETURNING *) \
+        "WITH old AS (DELETE FROM {rows} WHERE {} RETURNING *) \
          INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM old",
         row_condition(table, locate, columns.len())?,
         targets.join(", "),
@@ -227,10 +225,35 @@ fn row_condition(table: &Bound, locate: &[Locating], first: usize) -> Result<Str
     } else {
         format!(" ORDER BY {} DESC", same.join(" AND "))
     };
-    let name = qualified(&table.planned.target.name);
+    let rows = table.rows();
+    // A place in a partition is one in each of them.
+    let place = if table.planned.target.partitioned {
+        "(tableoid, ctid)"
+    } else {
+        "ctid"
+    };
+    let columns = place.trim_matches(['(', ')']);
     Ok(format!(
-        "ctid = (SELECT ctid FROM ONLY {name} WHERE {condition}{order} LIMIT 1)"
+        "{place} = (SELECT {columns} FROM {rows} WHERE {condition}{order} LIMIT 1)"
     ))
+}
+
+/// The condition for a row that a foreign key's action has given its new key already.
+fn moved_condition(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<Option<String>> {
+    let planned = &table.planned;
+    let moves = columns.iter().any(|column| planned.locator.contains(column));
+    if !planned.target.cascaded || !planned.locator_is_unique || !moves {
+        return Ok(None);
+    }
+    let mut condition = String::new();
+    for (located, Locating { column, .. }) in locate.iter().enumerate() {
+        let facts = table.column(*column)?;
+        // Parts of the key that stay are as in the old image.
+        let set = columns.iter().position(|set| set == column);
+        let value = format!("${}::{}", set.unwrap_or(columns.len() + located) + 1, facts.cast);
+        and(&mut condition, &equal(facts, &facts.quoted, &value));
+    }
+    Ok(Some(condition))
 }
 
 /// Joins the table `t` with the arrays from number `first` on.

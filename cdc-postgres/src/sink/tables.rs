@@ -9,6 +9,7 @@ use cdc_core::plan::{ApplyPlan, PlannedTable, TargetTable};
 use cdc_core::{Error, Kind, Result, TableName};
 
 use super::sql::{self, Locating, Verb};
+use crate::catalog::qualified;
 use crate::column_types::TYPE_FACTS;
 use crate::error::PgError;
 use crate::rounding;
@@ -37,6 +38,8 @@ pub(super) struct ColumnFacts {
     pub(super) exact: bool,
     /// whether the server computes it
     pub(super) generated: bool,
+    /// whether the role may restart the sequence of the column, if there is one
+    pub(super) restarts: bool,
 }
 
 /// A planned table as the session sees it.
@@ -112,6 +115,14 @@ impl Bound {
         names
             .filter_map(|name| columns.iter().position(|column| column.name == *name))
             .collect()
+    }
+
+    /// The table as statements name it that change its rows: without inheritance children, which are tables of their
+    /// own, but with its partitions, which are not.
+    pub(super) fn rows(&self) -> String {
+        let target = &self.planned.target;
+        let only = if target.partitioned { "" } else { "ONLY " };
+        format!("{only}{}", qualified(&target.name))
     }
 
     /// The table's name, for messages.
@@ -329,7 +340,10 @@ async fn read_columns(
              SELECT c.oid, n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE (n.nspname::text, c.relname::text) IN ({})), {TYPE_FACTS} \
          SELECT r.schema, r.name, a.attname, f.cast_name, f.equals, f.from_text, a.attidentity = 'a', \
-             format_type(a.atttypid, a.atttypmod) \
+             format_type(a.atttypid, a.atttypmod), \
+         NOT EXISTS (SELECT FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
+             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.oid \
+             AND d.refobjsubid = a.attnum AND d.deptype IN ('a', 'i') AND NOT pg_has_role(s.relowner, 'USAGE')) \
          FROM rels r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped \
          JOIN type_facts f ON f.oid = a.atttypid",
         list.join(", ")
@@ -355,6 +369,7 @@ fn column_facts(row: &Row) -> std::result::Result<ColumnFacts, PgError> {
         identity_always: text(6)? == "t",
         exact: false,
         generated: false,
+        restarts: text(8)? == "t",
     })
 }
 

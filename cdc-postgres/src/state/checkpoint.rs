@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Transaction};
 
 use super::schema::{self, explained};
-use crate::catalog::qualified;
+use crate::emptying;
 use crate::error::PgError;
 use crate::session::during;
 use crate::sink::{SessionRole, replica_role};
@@ -230,7 +230,7 @@ pub(crate) async fn store_seed(
     };
     let transaction = fenced(client, stream, epoch).await?;
     if empties {
-        empty(&transaction, &seed.table, role)
+        emptying::one(&transaction, &seed.table, role)
             .await
             .map_err(|error| error.object(seed.table.to_string()))?;
     }
@@ -248,29 +248,6 @@ pub(crate) async fn store_seed(
         failpoint!("seed.table-live", error);
     }
     Ok(())
-}
-
-/// Empties a table. One that foreign keys of others refer to cannot be truncated by itself, whatever the session's
-/// role, not even when it is empty; its rows are deleted without looking at the foreign keys where the role allows it.
-async fn empty(transaction: &Transaction<'_>, table: &TableName, role: SessionRole) -> Result<()> {
-    let name = qualified(table);
-    let sql = "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = $1::text::regclass \
-               AND conrelid <> confrelid)";
-    let row = transaction
-        .query_one(sql, &[&name])
-        .await
-        .map_err(during("looking for foreign keys"))?;
-    let statement = match (row.get(0), role) {
-        (false, _) => format!("TRUNCATE ONLY {name}"),
-        (true, SessionRole::Origin) => format!("DELETE FROM ONLY {name}"),
-        (true, SessionRole::Replica) => format!(
-            "SET LOCAL session_replication_role = replica; DELETE FROM ONLY {name}; SET LOCAL session_replication_role TO DEFAULT"
-        ),
-    };
-    transaction
-        .batch_execute(&statement)
-        .await
-        .map_err(during("emptying a table for its seed"))
 }
 
 /// Notes that the stream is about to create the schema.

@@ -101,8 +101,8 @@ impl PgSinkHarness {
         let epoch = self.take_over(&first.stream).await?;
         self.site.start_stream(epoch, first, &[], false).await?;
         let selection = TableSelection {
-            include: Vec::new(),
             exclude: vec![format!("{OWN}.*")],
+            ..TableSelection::default()
         };
         let tables = self.site.target_tables(&selection).await?;
         Ok(Arc::new(TargetCatalog::new(tables)))

@@ -192,7 +192,7 @@ async fn only_what_is_selected_is_copied() {
     let (blue, green) = (site(&source).await, site(&target).await);
     let selection = TableSelection {
         include: vec!["orders".into(), "log_1".into()],
-        exclude: Vec::new(),
+        ..TableSelection::default()
     };
     let dump = blue
         .dump_schema(&selection, None, green.identity(), Some(&tools()))

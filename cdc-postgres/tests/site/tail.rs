@@ -45,7 +45,7 @@ async fn the_log_is_read_from_now_on_and_nothing_stays_but_the_publication() {
         let blue = site(&source).await;
         let only_t = TableSelection {
             include: vec!["t".into()],
-            exclude: Vec::new(),
+            ..TableSelection::default()
         };
         let mut stream = blue.tail(&names(), &only_t, None).await.unwrap();
         assert_eq!(slots(&source), "1 1");
@@ -128,7 +128,7 @@ async fn statements_for_review_prepare_both_sides() {
     let (blue, green) = (site(&source).await, site(&target).await);
     let selection = TableSelection {
         include: vec!["T;".into()],
-        exclude: Vec::new(),
+        ..TableSelection::default()
     };
     for (site, cluster, side) in [(&blue, &source, Side::Source), (&green, &target, Side::Target)] {
         let statements = site.preparation(side, &names(), &selection).await.unwrap();

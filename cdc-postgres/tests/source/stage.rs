@@ -105,8 +105,8 @@ impl Stage {
             from: from.clone(),
             stream: "job".into(),
             selection: TableSelection {
-                include: Vec::new(),
                 exclude: vec!["public.excluded".into()],
+                ..TableSelection::default()
             },
             seeded_to: HashMap::new(),
             aside: Default::default(),

@@ -319,6 +319,8 @@ mod tests {
             }],
             unique_constraints: 1,
             order_visible: false,
+            cascaded: false,
+            partitioned: false,
             policy: Policy::Stop,
             references: Vec::new(),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cdc_core::conflict::PolicyRule;
+use cdc_core::engine::Partitions;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::config::{LogFormat, parse_count, parse_duration, parse_policy_rule, parse_size};
@@ -105,6 +106,10 @@ pub(super) struct Common {
     /// Leave tables like this, stronger than --table; repeatable
     #[arg(long, global = true, value_name = "PATTERN", help_heading = "Job")]
     pub(super) exclude: Vec<String>,
+    /// What a partitioned table is: its leaves, each a table of its own, or its root, one table however each side
+    /// divides it [default: leaves]
+    #[arg(long, global = true, value_name = "leaves|root", help_heading = "Job")]
+    pub(super) partitions: Option<Partitions>,
     /// Wait this long for a server to come up at start
     #[arg(long, global = true, value_name = "D", default_value = "30s")]
     #[arg(value_parser = parse_duration, help_heading = "Behaviour")]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cdc_core::engine::Side;
+use cdc_core::engine::{Partitions, Side};
 use cdc_core::{Error, Kind, Result};
 use serde::Serialize;
 
@@ -85,6 +85,12 @@ fn values(session: &Session) -> Vec<(&'static str, String)> {
     };
     patterns("tables.include", &settings.selection.include);
     patterns("tables.exclude", &settings.selection.exclude);
+    if settings.selection.partitions != Partitions::default() {
+        values.push((
+            "tables.partitions",
+            toml_string(&settings.selection.partitions.to_string()),
+        ));
+    }
     values
 }
 

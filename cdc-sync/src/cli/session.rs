@@ -214,6 +214,7 @@ fn flags(common: &Common, verb: &Verb) -> Result<Flags> {
         target: url(common.target.clone(), "--target")?,
         include: common.table.clone(),
         exclude: common.exclude.clone(),
+        partitions: common.partitions,
         log_format: common.log_format,
         ..Flags::default()
     };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cdc_core::conflict::PolicyRule;
+use cdc_core::engine::Partitions;
 
 use super::url::DatabaseUrl;
 use super::value::{parse_duration, parse_size};
@@ -73,6 +74,18 @@ pub const KEYS: &[Key] = &[
         doc: "Tables to leave, stronger than include.",
         example: "[]",
         set: |file, raw| list(raw).map(|patterns| file.exclude = Some(patterns)),
+    },
+    Key {
+        section: "tables",
+        name: "partitions",
+        doc: "What a partitioned table is: \"leaves\", each leaf partition a table of its own, or \"root\", one table\n\
+              however each side divides it.",
+        example: "\"leaves\"",
+        set: |file, raw| {
+            text(raw)?
+                .parse::<Partitions>()
+                .map(|partitions| file.partitions = Some(partitions))
+        },
     },
     Key {
         section: RULES.0,

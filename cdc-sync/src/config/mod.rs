@@ -20,6 +20,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cdc_core::conflict::PolicyRule;
+use cdc_core::engine::Partitions;
 use cdc_core::{Error, Kind, Result};
 
 pub use expand::Environment;
@@ -60,6 +61,7 @@ pub struct JobFile {
     pub(crate) target_url: Option<DatabaseUrl>,
     pub(crate) include: Option<Vec<String>>,
     pub(crate) exclude: Option<Vec<String>>,
+    pub(crate) partitions: Option<Partitions>,
     pub(crate) rules: Vec<PolicyRule>,
     pub(crate) seed_parallel: Option<usize>,
     pub(crate) seed_part_mb: Option<usize>,

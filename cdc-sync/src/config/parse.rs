@@ -169,6 +169,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use cdc_core::engine::Partitions;
+
     use crate::config::{DatabaseUrl, LogFormat};
 
     fn parsed(text: &str) -> Result<JobFile, Vec<Issue>> {
@@ -187,6 +189,7 @@ url = "db://u:${env:PW}@h/shop"
 [tables]
 include = ["public.*"]
 exclude = ["public.audit_*", "tmp"]
+partitions = "root"
 [seed]
 parallel = 8
 max_retained_wal = "50GB"
@@ -210,6 +213,7 @@ format = "json"
             target_url: None,
             include: Some(vec!["public.*".into()]),
             exclude: Some(vec!["public.audit_*".into(), "tmp".into()]),
+            partitions: Some(Partitions::Root),
             seed_parallel: Some(8),
             seed_part_mb: Some(128),
             max_retained_wal: Some(50_000_000_000),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cdc_core::TableSelection;
 use cdc_core::conflict::{PolicyRule, PolicyRules};
+use cdc_core::engine::Partitions;
 use cdc_core::pipeline::PipelineConfig;
 
 use super::{DatabaseUrl, JobFile, LogFormat};
@@ -23,6 +24,8 @@ pub struct Flags {
     pub include: Vec<String>,
     /// `--exclude`
     pub exclude: Vec<String>,
+    /// `--partitions`
+    pub partitions: Option<Partitions>,
     /// `--conflict`
     pub conflicts: Vec<PolicyRule>,
     /// `--parallel`
@@ -80,6 +83,7 @@ impl Settings {
             selection: TableSelection {
                 include: given(flags.include).or(file.include).unwrap_or_default(),
                 exclude: given(flags.exclude).or(file.exclude).unwrap_or_default(),
+                partitions: flags.partitions.or(file.partitions).unwrap_or_default(),
             },
             // The first rule that matches holds.
             conflicts: PolicyRules(flags.conflicts.into_iter().chain(file.rules).collect()),

@@ -196,7 +196,7 @@ impl<'a> Beside<'a> {
         })
         .await?;
         let live = state.seed.into_iter().map(|seed| seed.table);
-        let present = only(live.filter(|table| !tables.contains(table)));
+        let present = only(live.filter(|table| !tables.contains(table)), &context.selection);
         let mut settings = context.settings.clone();
         settings.truncate_target = true;
         settings.heartbeat = None;
@@ -204,7 +204,7 @@ impl<'a> Beside<'a> {
             source: Arc::clone(&context.source),
             target: Arc::clone(&context.target),
             names: self.names.clone(),
-            selection: only(tables.iter().cloned()),
+            selection: only(tables.iter().cloned(), &context.selection),
             present: Some(present),
             settings,
             control: Arc::new(Control::new()),
@@ -262,15 +262,19 @@ impl<'a> Beside<'a> {
     }
 }
 
-/// A selection of these tables, which may be none.
-fn only(tables: impl Iterator<Item = TableName>) -> TableSelection {
+/// A selection of these tables, which may be none, of a job with the selection `of`.
+fn only(tables: impl Iterator<Item = TableName>, of: &TableSelection) -> TableSelection {
     let include: Vec<String> = tables.map(|table| table.to_string()).collect();
     let exclude = if include.is_empty() {
         vec!["*".to_owned()]
     } else {
         Vec::new()
     };
-    TableSelection { include, exclude }
+    TableSelection {
+        include,
+        exclude,
+        ..of.clone()
+    }
 }
 
 /// Shows the copy beside the stream in the log: the numbers that are shown elsewhere are the job's.

@@ -9,7 +9,7 @@ use super::RunContext;
 use super::retention::standing;
 use super::retry::persist;
 use super::tables::JobTables;
-use crate::check::compare_schemas;
+use crate::check::{compare_schemas, judge_references};
 
 /// What stands when the copying can begin.
 pub(super) struct Prepared {
@@ -256,7 +256,8 @@ async fn expect_fit(context: &RunContext, occupancy: &[(TableName, Occupancy)]) 
         )
         .object(list(&missing))
         .remedy(
-            "create them, exclude them with --exclude, or empty the target so that the schema is copied",
+            "create them, exclude them with --exclude, or empty the target so that the schema is copied; where the \
+             target divides a table into other partitions: --partitions root",
         ));
     }
     same_schema(context).await?;
@@ -288,8 +289,13 @@ async fn same_schema(context: &RunContext) -> Result<()> {
         target.inspect(selection)
     })
     .await?;
+    let facts = persist(context, "reading the target's foreign keys", || {
+        target.target_tables(selection)
+    })
+    .await?;
     let (fail, warn): (Vec<_>, Vec<_>) = compare_schemas(&of_source, &of_target)
         .into_iter()
+        .chain(judge_references(&facts))
         .partition(|finding| finding.severity == Severity::Fail);
     for finding in warn {
         tracing::warn!(

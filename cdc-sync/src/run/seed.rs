@@ -12,13 +12,14 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use cdc_core::engine::{SeedPhase, SeedTable, TableInfo};
 use cdc_core::pipeline::Phase;
 use cdc_core::seed::{Snapshot, TablePart};
-use cdc_core::{Action, Error, Kind, Result};
+use cdc_core::{Action, Error, Kind, Result, TableName};
 use tokio::sync::watch;
 
 use super::backoff::Backoff;
 use super::retention::RetentionWatch;
 use super::retry::{for_operator, passes, persist};
 use super::{RunContext, SeedProgress, SeedSummary, TableProgress};
+use crate::references::References;
 
 /// How often progress is shown and finished parts are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -77,6 +78,7 @@ pub(super) async fn seed(
             .map_or(0, |info| info.bytes)
     };
     tables.sort_by_key(|table| std::cmp::Reverse(size(table)));
+    let references = references(context).await?;
     let mut summary = SeedSummary::default();
     let mut snapshot = snapshot;
     let mut backoff = Backoff::new(Duration::from_secs(30));
@@ -89,17 +91,13 @@ pub(super) async fn seed(
         };
         let copied = match round {
             Ok(held) => {
-                let held = Arc::from(held);
-                copy_round(
-                    context,
-                    epoch,
-                    held,
-                    &mut retention,
-                    &mut tables,
-                    &infos,
-                    &mut summary,
-                )
-                .await
+                let mut job = Job {
+                    references: &references,
+                    retention: &mut retention,
+                    tables: &mut tables,
+                    infos: &infos,
+                };
+                copy_round(context, epoch, Arc::from(held), &mut job, &mut summary).await
             }
             Err(error) => Err(error),
         };
@@ -127,6 +125,14 @@ pub(super) async fn seed(
     Ok(summary)
 }
 
+async fn references(context: &RunContext) -> Result<References> {
+    let tables = persist(context, "reading the target's foreign keys", || {
+        context.target.target_tables(&context.selection)
+    })
+    .await?;
+    Ok(References::of(&tables))
+}
+
 /// Whether another round may come further. Where foreign keys are checked while we copy, a table waits for those it
 /// refers to: as long as tables become complete, the next round may find them.
 fn may_go_on(error: &Error, progress: bool) -> bool {
@@ -138,16 +144,57 @@ fn is_reference(error: &Error) -> bool {
     error.what_to_do() == Action::Conflict && error.kind() != Kind::Conflict
 }
 
+/// What is copied.
+struct Job<'a> {
+    references: &'a References,
+    retention: &'a mut RetentionWatch,
+    tables: &'a mut [SeedTable],
+    infos: &'a [TableInfo],
+}
+
+/// Where foreign keys are checked, a table and those it refers to come from one snapshot: a row of a newer one may
+/// refer to what an older one does not show, and nothing is applied before the copy ends. So a family of tables that is
+/// not complete is copied anew, all of it.
+async fn begin_families_anew(
+    context: &RunContext,
+    epoch: i64,
+    snapshot: &dyn Snapshot,
+    job: &mut Job<'_>,
+) -> Result<()> {
+    for family in job.references.families() {
+        let mut members: Vec<&mut SeedTable> = job
+            .tables
+            .iter_mut()
+            .filter(|table| family.contains(&table.table))
+            .collect();
+        let complete = members.iter().all(|table| table.phase == SeedPhase::Live);
+        let begun =
+            |table: &SeedTable| table.phase != SeedPhase::Todo && table.position != *snapshot.position();
+        if complete || !members.iter().any(|table| begun(table)) {
+            continue;
+        }
+        for table in &mut members {
+            table.phase = SeedPhase::Todo;
+            context
+                .target
+                .store_seed(&context.names.job, epoch, table)
+                .await?;
+        }
+        let family: Vec<TableName> = members.iter().map(|table| table.table.clone()).collect();
+        context.target.truncate(&family).await?;
+    }
+    Ok(())
+}
+
 /// One attempt: all unfinished tables from one snapshot.
 async fn copy_round(
     context: &Arc<RunContext>,
     epoch: i64,
     snapshot: Arc<dyn Snapshot>,
-    retention: &mut RetentionWatch,
-    tables: &mut [SeedTable],
-    infos: &[TableInfo],
+    job: &mut Job<'_>,
     summary: &mut SeedSummary,
 ) -> Result<()> {
+    begin_families_anew(context, epoch, &*snapshot, job).await?;
     let (tasks_tx, tasks_rx) = unbounded::<Task>();
     let (reports_tx, reports_rx) = unbounded::<Report>();
     let (give_up, given_up) = watch::channel(false);
@@ -159,7 +206,7 @@ async fn copy_round(
         .collect::<Result<_>>()?;
     drop((tasks_rx, reports_tx));
     let live_before = summary.tables;
-    let mut round = Round::new(context, epoch, &snapshot, retention, tables, infos);
+    let mut round = Round::new(context, epoch, &snapshot, job);
     let copied = round.run(tasks_tx, &reports_rx, summary).await;
     // The queue is closed or dropped: workers end after the part they are at, or at once when it failed.
     drop(reports_rx);
@@ -182,6 +229,7 @@ struct Round<'a> {
     context: &'a RunContext,
     epoch: i64,
     snapshot: &'a Arc<dyn Snapshot>,
+    references: &'a References,
     tables: &'a mut [SeedTable],
     progress: SeedProgress,
     pending: Vec<usize>,
@@ -194,11 +242,10 @@ impl<'a> Round<'a> {
         context: &'a RunContext,
         epoch: i64,
         snapshot: &'a Arc<dyn Snapshot>,
-        retention: &'a mut RetentionWatch,
-        tables: &'a mut [SeedTable],
-        infos: &[TableInfo],
+        job: &'a mut Job<'_>,
     ) -> Self {
-        let rows = tables.iter().map(|table| {
+        let infos = job.infos;
+        let rows = job.tables.iter().map(|table| {
             let info = infos.iter().find(|info| info.name == table.table);
             TableProgress {
                 table: table.table.clone(),
@@ -215,15 +262,16 @@ impl<'a> Round<'a> {
             began: Instant::now(),
             retention: None,
         };
-        let pending = vec![0; tables.len()];
+        let pending = vec![0; job.tables.len()];
         Self {
             context,
             epoch,
             snapshot,
-            tables,
+            references: job.references,
+            tables: job.tables,
             progress,
             pending,
-            retention,
+            retention: job.retention,
             alive_asked: Instant::now(),
         }
     }
@@ -234,15 +282,14 @@ impl<'a> Round<'a> {
         reports: &Receiver<Report>,
         summary: &mut SeedSummary,
     ) -> Result<()> {
-        let todo: Vec<usize> = (0..self.tables.len())
+        let mut todo: Vec<usize> = (0..self.tables.len())
             .filter(|table| matches!(self.tables[*table].phase, SeedPhase::Todo | SeedPhase::Copying))
             .collect();
-        let mut todo = todo.into_iter().peekable();
         let mut unfinished = 0;
         loop {
             // Tables are begun when the workers run out of parts, so that few are half copied at any moment.
             while tasks.len() < self.context.settings.seed_connections
-                && let Some(table) = todo.next()
+                && let Some(table) = self.next_table(&mut todo, unfinished == 0)
             {
                 if let Err(error) = self.begin_table(table, &tasks).await {
                     // A copy thread ends with the part that failed: why says more than that none is left.
@@ -253,7 +300,7 @@ impl<'a> Round<'a> {
             }
             unfinished -= self.take_reports(reports, summary).await?;
             self.context.reporter.seed(&self.progress);
-            if unfinished == 0 && todo.peek().is_none() {
+            if unfinished == 0 && todo.is_empty() {
                 return Ok(());
             }
             if self.context.control.stopping() {
@@ -267,6 +314,19 @@ impl<'a> Round<'a> {
         }
     }
 
+    /// The next table whose turn it is, taken from the list: none while it refers to one that is not complete, unless
+    /// there is nothing to wait for. What the server then says of the row is the error to show.
+    fn next_table(&self, todo: &mut Vec<usize>, idle: bool) -> Option<usize> {
+        let complete = |name: &TableName| {
+            let mut tables = self.tables.iter();
+            tables.any(|table| table.table == *name && table.phase == SeedPhase::Live)
+        };
+        let ready = |table: &usize| self.references.met(&self.tables[*table].table, complete);
+        let place = todo.iter().position(ready);
+        let place = place.or((idle && !todo.is_empty()).then_some(0))?;
+        Some(todo.remove(place))
+    }
+
     async fn begin_table(&mut self, table: usize, tasks: &Sender<Task>) -> Result<()> {
         let seed = &mut self.tables[table];
         seed.phase = SeedPhase::Copying;
@@ -277,10 +337,13 @@ impl<'a> Round<'a> {
             .target
             .store_seed(&self.context.names.job, self.epoch, seed)
             .await?;
-        let parts = self
-            .snapshot
-            .parts(&seed.table, self.context.settings.seed_part_bytes)
-            .await?;
+        // Rows that refer to each other agree at the end of the statement that brings them all.
+        let part_bytes = if self.references.to_itself(&seed.table) {
+            u64::MAX
+        } else {
+            self.context.settings.seed_part_bytes
+        };
+        let parts = self.snapshot.parts(&seed.table, part_bytes).await?;
         let shown = &mut self.progress.tables[table];
         (shown.phase, shown.rows, shown.bytes, shown.parts) = (SeedPhase::Copying, 0, 0, (0, parts.len()));
         self.pending[table] = parts.len();

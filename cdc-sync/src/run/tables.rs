@@ -259,7 +259,7 @@ mod tests {
         job.expect_selected(&TableSelection::default()).unwrap();
         let narrower = TableSelection {
             include: vec!["public.a".into()],
-            exclude: Vec::new(),
+            ..TableSelection::default()
         };
         let error = job.expect_selected(&narrower).unwrap_err();
         assert_eq!(
@@ -278,6 +278,7 @@ mod tests {
         let narrow = TableSelection {
             include: vec!["public.a".into()],
             exclude: Vec::new(),
+            ..TableSelection::default()
         };
         expect_renamed_selected(&[], &narrow).unwrap();
         let error = expect_renamed_selected(&renamed, &narrow).unwrap_err();

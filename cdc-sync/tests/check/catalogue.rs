@@ -60,6 +60,9 @@ const fn on_target(id: &'static str, severity: Severity, target: &'static str) -
     }
 }
 
+const CIRCLE: &str = "CREATE TABLE hen (id int PRIMARY KEY, egg int);
+    CREATE TABLE egg (id int PRIMARY KEY, hen int REFERENCES hen DEFERRABLE INITIALLY DEFERRED);
+    ALTER TABLE hen ADD FOREIGN KEY (egg) REFERENCES egg; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader";
 const CRON: &str = "CREATE SCHEMA cron;
     CREATE TABLE cron.job (jobid bigint, schedule text, database text, active boolean);
     INSERT INTO cron.job VALUES (1, '5 4 * * *', current_database(), true)";
@@ -96,6 +99,11 @@ pub(super) const CASES: &[Case] = &[
         Warn,
         "CREATE TABLE t (id bigint PRIMARY KEY, v text)",
     ),
+    Case {
+        role: "reader",
+        source: CIRCLE,
+        ..on_target("TARGET-KEY-CYCLE", Fail, CIRCLE)
+    },
     Case {
         role: "reader",
         source: "GRANT SELECT ON t TO reader",
@@ -204,6 +212,16 @@ pub(super) const CASES: &[Case] = &[
             "PG-TYPE-MISSING",
             Fail,
             "CREATE TABLE m (id int PRIMARY KEY, v int4multirange[])",
+        )
+    },
+    Case {
+        source: "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);
+            CREATE TABLE p0 PARTITION OF p FOR VALUES FROM (0) TO (10)",
+        ..on_target(
+            "PG-PARTITIONS-DIFFER",
+            Fail,
+            "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE p0 PARTITION OF p FOR VALUES FROM (0) TO (20)",
         )
     },
     on_source(

@@ -36,6 +36,7 @@ const LIVE: &[&str] = &[
     include_str!("../lifecycle/tables.rs"),
     include_str!("link.rs"),
     include_str!("lookout.rs"),
+    include_str!("../tables/partitions.rs"),
 ];
 
 /// The ids in the first column of the tables.

@@ -89,10 +89,10 @@ fn without_the_fence_rows_are_repeated() {
         cluster.create_database(Pair::DATABASE).expect("a database");
         cluster
     };
-    let pair = prepared(Pair {
-        blue: start(&PgCluster::builder(12)),
-        green: start(&PgCluster::builder(18).setting("max_active_replication_origins", "0")),
-    });
+    let pair = prepared(Pair::of(
+        start(&PgCluster::builder(12)),
+        start(&PgCluster::builder(18).setting("max_active_replication_origins", "0")),
+    ));
     pair.on_green(DISARM).expect("the fence is taken out");
     pair.on_green(SLOWER).expect("green is slower");
     let counts = || {

@@ -16,17 +16,36 @@ fn kills_under_load_lose_nothing_and_repeat_nothing() {
     let pair = Pair::start(12, 18).expect("two servers");
     let [url, _] = pair.urls();
     let pgbench_scale = Some(if testbed::runs_long_tier() { 10 } else { 2 });
-    prepare(
-        &url,
-        Fill {
-            orders: 5_000,
-            pgbench_scale,
-        },
-    )
-    .expect("blue is filled");
-    let mut running = pair.spawn(&["run"]).expect("run starts");
+    let fill = Fill {
+        orders: 5_000,
+        pgbench_scale,
+    };
+    prepare(&url, fill).expect("blue is filled");
+    survives(&pair, kills, pgbench_scale);
+}
+
+/// The target has its tables, with foreign keys that are checked, and rows that are to go.
+#[test]
+fn kills_where_foreign_keys_are_checked_lose_nothing_and_repeat_nothing() {
+    let kills = if testbed::runs_long_tier() { 50 } else { 6 };
+    let mut pair = Pair::start(13, 14).expect("two servers");
+    for (url, orders) in pair.urls().iter().zip([3_000, 100]) {
+        let fill = Fill {
+            orders,
+            pgbench_scale: None,
+        };
+        prepare(url, fill).expect("it is filled");
+    }
+    pair.use_plain_roles().expect("the roles");
+    survives(&pair, kills, None);
+}
+
+fn survives(pair: &Pair, kills: usize, pgbench_scale: Option<u32>) {
+    let [url, _] = pair.urls();
+    let start = || pair.spawn(&["run", "--truncate-target"]).expect("run starts");
+    let mut running = start();
     // The account is exact from the slot's creation on, so writing begins when the checkpoint names it.
-    wait_for_checkpoint(&pair, &mut running);
+    wait_for_checkpoint(pair, &mut running);
     let load = Config {
         seed: SEED,
         threads: 2,
@@ -46,7 +65,7 @@ fn kills_under_load_lose_nothing_and_repeat_nothing() {
             running.stderr()
         );
         running.kill9().expect("the process dies");
-        running = pair.spawn(&["run"]).expect("run starts again");
+        running = start();
     }
     let totals = workload.stop().expect("the workload kept count");
     running

@@ -68,7 +68,7 @@ _cdc__sync() {
 
     case "${cmd}" in
         cdc__sync)
-            opts="-c -y -h -V --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help --version check init run status verify resync tail conflicts cleanup completions man"
+            opts="-c -y -h -V --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help --version check init run status verify resync tail conflicts cleanup completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -124,6 +124,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -144,7 +148,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__check)
-            opts="-c -y -h --strict --conflict --print-grants --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --strict --conflict --print-grants --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -204,6 +208,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -224,7 +232,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__cleanup)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -277,6 +285,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -300,7 +312,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__completions)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help bash elvish fish powershell zsh"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help bash elvish fish powershell zsh"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -353,6 +365,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -376,7 +392,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help list show retry discard"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help list show retry discard"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -432,6 +448,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -452,7 +472,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__discard)
-            opts="-c -y -h --all --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --all --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -508,6 +528,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -528,7 +552,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__list)
-            opts="-c -y -h --open --limit --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --open --limit --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -588,6 +612,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -608,7 +636,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__retry)
-            opts="-c -y -h --all --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --all --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -661,6 +689,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -684,7 +716,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__conflicts__subcmd__show)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -740,6 +772,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -760,7 +796,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__init)
-            opts="-c -y -h --dir --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --dir --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -820,6 +856,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -843,7 +883,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__man)
-            opts="-c -y -h --dir --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --dir --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -906,6 +946,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -926,7 +970,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__resync)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -982,6 +1026,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1002,7 +1050,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__run)
-            opts="-c -y -h --until-caught-up --truncate-target --takeover-timeout --shutdown-timeout --listen --pg-bin --sequence-buffer --max-retained-wal --parallel --conflict --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --until-caught-up --truncate-target --takeover-timeout --shutdown-timeout --listen --pg-bin --sequence-buffer --max-retained-wal --parallel --conflict --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1093,6 +1141,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1113,7 +1165,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__status)
-            opts="-c -y -h --watch --gate --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --watch --gate --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1173,6 +1225,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1193,7 +1249,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__tail)
-            opts="-c -y -h --slot --consume --until-lsn --limit --typed --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --slot --consume --until-lsn --limit --typed --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1261,6 +1317,10 @@ _cdc__sync() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --connect-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1281,7 +1341,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__verify)
-            opts="-c -y -h --config --job --source --target --table --exclude --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1334,6 +1394,10 @@ _cdc__sync() {
                     return 0
                     ;;
                 --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

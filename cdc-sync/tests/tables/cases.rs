@@ -9,6 +9,8 @@ pub(super) struct Case {
     pub(super) setup: &'static str,
     /// run twice after it, see [`super::change`]
     pub(super) changes: &'static str,
+    /// run on green where triggers fire there, as a DBA would: what they wrote on blue comes with the changes
+    pub(super) when_triggers_fire: &'static str,
     /// what green must answer in the end, beyond being equal
     pub(super) on_green: &'static [(&'static str, &'static str)],
 }
@@ -19,6 +21,7 @@ const fn case(name: &'static str, setup: &'static str, changes: &'static str) ->
         from: 0,
         setup,
         changes,
+        when_triggers_fire: "",
         on_green: &[],
     }
 }
@@ -125,6 +128,17 @@ pub(super) const CASES: &[Case] = &[
          UPDATE numbered SET id = DEFAULT WHERE k = 'k' || {n};; INSERT INTO numbered (k) VALUES ('new{n}');;",
     ),
     case(
+        "keys that a cascade moves, and children without a key that go with their parent",
+        "CREATE TABLE house (id int PRIMARY KEY); CREATE TABLE room (house int REFERENCES house ON UPDATE CASCADE ON DELETE CASCADE,
+             n int, v text, PRIMARY KEY (house, n));
+         CREATE TABLE chair (house int REFERENCES house ON DELETE CASCADE, v text); ALTER TABLE chair REPLICA IDENTITY FULL;
+         INSERT INTO house SELECT n FROM generate_series(1, 20) n; INSERT INTO room SELECT n, m, 'v' FROM generate_series(1, 20) n, generate_series(1, 3) m;
+         INSERT INTO chair SELECT n, 'same' FROM generate_series(1, 12) n, generate_series(1, 3)",
+        "DELETE FROM house WHERE id = {n};; UPDATE house SET id = id + 1000 WHERE id > 15;;
+         BEGIN; DELETE FROM house WHERE id = 5 + {n}; INSERT INTO house VALUES (5 + {n}); INSERT INTO room VALUES (5 + {n}, 1, 'again');
+             INSERT INTO chair VALUES (5 + {n}, 'same'); COMMIT;; UPDATE room SET n = n + 10, v = 'u' WHERE house = 10;;",
+    ),
+    case(
         "foreign keys: of a table to itself, cascades, and SET NULL",
         "CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree ON DELETE CASCADE, v text);
          CREATE TABLE leaf (id int PRIMARY KEY, tree int REFERENCES tree ON DELETE SET NULL ON UPDATE CASCADE);
@@ -135,6 +149,7 @@ pub(super) const CASES: &[Case] = &[
             DELETE FROM tree WHERE id = 600 + {n}; COMMIT;;",
     ),
     Case {
+        when_triggers_fire: "ALTER TABLE audited DISABLE TRIGGER audit",
         on_green: &[("SELECT count(*) FROM audit_log", "24")],
         ..case(
             "triggers: what they wrote on blue is not written again",

@@ -2,6 +2,9 @@
 //! followed as it happens, on the oldest and a recent server.
 
 mod cases;
+mod foreign_keys;
+mod partitions;
+mod sequences;
 
 use cases::{CASES, Case};
 use testbed::pair::LIMIT;
@@ -16,10 +19,7 @@ fn pair(old: u16, new: u16) -> Pair {
         cluster.create_database(Pair::DATABASE).unwrap();
         cluster
     };
-    Pair {
-        blue: start(old),
-        green: start(new),
-    }
+    Pair::of(start(old), start(new))
 }
 
 /// Runs a case's changes for the `pass`-th time; `{n}` stands for the number. A statement ends with `;;`, so that each is
@@ -35,14 +35,46 @@ fn change(pair: &Pair, case: &Case, pass: usize) {
     }
 }
 
-fn every_table(old: u16, new: u16) {
-    let pair = pair(old, new);
+/// How a job stands on its servers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ground {
+    /// superusers, and a target that is bare
+    Bare,
+    /// roles for which triggers fire and foreign keys are checked, and a target that is bare
+    Plain,
+    /// the same, and a target that has the tables and other rows
+    PlainOccupied,
+}
+
+fn every_table(old: u16, new: u16, ground: Ground) {
+    let mut pair = pair(old, new);
     let cases: Vec<&Case> = CASES.iter().filter(|case| old >= case.from).collect();
     for case in &cases {
         pair.on_blue(case.setup)
             .unwrap_or_else(|error| panic!("{}: {error:#}", case.name));
     }
-    pair.verb(&["run", "--until-caught-up"], 0).unwrap();
+    let quieten = |pair: &Pair| {
+        for case in &cases {
+            pair.on_green(case.when_triggers_fire).unwrap();
+        }
+    };
+    match ground {
+        Ground::Bare => {}
+        Ground::Plain => pair.use_plain_roles().unwrap(),
+        Ground::PlainOccupied => {
+            for case in &cases {
+                pair.on_green(case.setup)
+                    .unwrap_or_else(|error| panic!("{}: {error:#}", case.name));
+            }
+            quieten(&pair);
+            pair.use_plain_roles().unwrap();
+        }
+    }
+    pair.verb(&["run", "--until-caught-up", "--truncate-target"], 0)
+        .unwrap();
+    if ground == Ground::Plain {
+        quieten(&pair);
+    }
     pair.assert_equal().unwrap();
     // Gathered while nobody reads: as few and as large groups as there can be.
     for case in &cases {
@@ -73,10 +105,21 @@ fn every_table(old: u16, new: u16) {
 
 #[test]
 fn every_table_of_the_oldest_server() {
-    every_table(12, 18);
+    every_table(12, 18, Ground::Bare);
 }
 
 #[test]
 fn every_table_of_a_recent_server() {
-    every_table(17, 17);
+    every_table(17, 17, Ground::Bare);
+}
+
+/// On 14 nobody but a superuser may set `session_replication_role`.
+#[test]
+fn every_table_where_triggers_fire() {
+    every_table(12, 14, Ground::PlainOccupied);
+    if testbed::runs_long_tier() {
+        every_table(12, 14, Ground::Plain);
+        every_table(17, 18, Ground::Plain);
+        every_table(17, 18, Ground::PlainOccupied);
+    }
 }

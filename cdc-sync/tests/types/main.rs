@@ -69,7 +69,7 @@ fn set_against_each_other(pair: &Pair, styles: [&str; 2]) {
     green.push(("DateStyle", styles[1]));
     blue.push(("lc_monetary", money.expect("every server knows POSIX")));
     let database = format!("DATABASE {}", Pair::DATABASE);
-    pair.on_green(&statements("ROLE postgres", &green))
+    pair.on_green(&statements(&format!("ROLE {}", pair.role_on_green()), &green))
         .expect("green is set");
     pair.on_blue(&statements(&database, &blue)).expect("blue is set");
 }
@@ -116,6 +116,19 @@ fn every_type_of_the_oldest_server_arrives_on_the_newest() {
     let [blue, green] = [pair.on_blue(&texts), pair.on_green(&texts)].map(|texts| texts.expect("an answer"));
     assert!(blue.contains('\\'), "{blue}");
     assert_eq!(blue, green);
+}
+
+/// On 14 nobody but a superuser may set `session_replication_role`.
+#[test]
+fn every_type_arrives_for_roles_that_are_no_superusers() {
+    let mut pair = Pair::start(12, 14).expect("two servers");
+    pair.on_blue(&format!("{}{}", tables::CLEAN, values::CREATE))
+        .expect("the types");
+    let mut tables = Tables::of(12);
+    tables.create(&pair);
+    pair.use_plain_roles().expect("the roles");
+    set_against_each_other(&pair, ["SQL, DMY", "Postgres, MDY"]);
+    carry_everything(&pair, &tables);
 }
 
 #[test]
