@@ -14,6 +14,7 @@ use crate::compare::RowBuffer;
 use crate::conflict::ConflictRecord;
 use crate::model::{Position, TableName};
 use crate::plan::TargetTable;
+use crate::repair::{Asked, Found, Mender};
 use crate::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
@@ -76,6 +77,12 @@ pub trait CompareView: Send + Sync {
         columns: &'a [String],
         key: &'a [String],
     ) -> BoxFuture<'a, Box<dyn OrderedRows>>;
+
+    /// What the view has of each row of `asked`, in their order.
+    ///
+    /// # Errors
+    /// When the table cannot be read; [`crate::Kind::Unverifiable`] when a key finds several rows.
+    fn find<'a>(&'a self, asked: &'a Asked<'a>) -> BoxFuture<'a, Vec<Found>>;
 }
 
 /// The log opened for looking at it, see [`Site::tail`].
@@ -456,6 +463,12 @@ pub trait Site: Send + Sync {
     /// # Errors
     /// [`crate::Kind::Config`] when there is none of that number that is open.
     fn discard_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()>;
+
+    /// A connection that repairs rows of the stream's tables.
+    ///
+    /// # Errors
+    /// When the connection cannot be made; [`crate::Kind::Fenced`] when another repair of the stream has one.
+    fn mender<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Box<dyn Mender>>;
 
     // --- both ---
 

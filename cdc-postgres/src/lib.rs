@@ -21,6 +21,7 @@ mod loader;
 mod lock;
 mod precheck;
 mod publication;
+mod repair;
 mod schema;
 mod sequences;
 mod session;

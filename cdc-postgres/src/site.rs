@@ -13,6 +13,7 @@ use cdc_core::engine::{
     StreamState, TableInfo, TailStream,
 };
 use cdc_core::plan::TargetTable;
+use cdc_core::repair::Mender;
 use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use cdc_core::{
     BoxFuture, Checkpoint, Engine, Error, Kind, Position, Result, Sink, Site, Source, SourceIdentity,
@@ -32,8 +33,8 @@ use crate::source::PgSource;
 use crate::state::doubt::Doubts;
 use crate::wire::ServerVersion;
 use crate::{
-    cleanup, compare, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot, source,
-    state, target_catalog,
+    cleanup, compare, heartbeat, loader, precheck, publication, repair, schema, sequences, slot, snapshot,
+    source, state, target_catalog,
 };
 
 /// How often a server that is not there yet is tried.
@@ -514,6 +515,10 @@ impl Site for PgSite {
                 .settle(state::conflicts::discard(&client, stream, id).await)
                 .await
         })
+    }
+
+    fn mender<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Box<dyn Mender>> {
+        Box::pin(repair::open(&self.config, stream))
     }
 
     fn preparation<'a>(

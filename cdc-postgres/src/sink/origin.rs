@@ -2,18 +2,21 @@
 //! other direction does not send it back.
 //!
 //! Origins belong to the whole server, jobs to a database, and jobs of one name may follow each other in a chain: the
-//! name is `cdc_sync_<oid of the database>/<system of the source>/<job>/<database of the source>`.
+//! name is `cdc_sync_<oid of the database>/<system of the source>/<job>/<database of the source>`. One session at a time
+//! can have an origin, and a repair works beside the stream's: its own has an `r` behind the oid.
 
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::SiteIdentity;
-use cdc_core::{Action, Error, Result};
+use cdc_core::{Action, Error, Kind, Result};
 
-use crate::error::SqlState;
+use crate::error::{PgError, SqlState};
 use crate::wire::Connection;
 use crate::wire::session::literal;
 
 const PREFIX: &str = "cdc_sync_";
+/// Behind the database's oid in the name of a repair's origin.
+const REPAIR: &str = "r";
 /// The role may not use origins, the server is not made for them, or has no room for another one. One direction does not
 /// need them.
 const NOT_TO_BE_HAD: [&str; 3] = ["42501", "55000", "53400"];
@@ -34,6 +37,7 @@ impl<'n> CameFrom<'n> {
     pub(crate) fn parse(name: &'n str) -> Option<Self> {
         let mut parts = name.strip_prefix(PREFIX)?.splitn(4, '/');
         let (own, system, job, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let own = own.strip_suffix(REPAIR).unwrap_or(own);
         let is_oid = !own.is_empty() && own.bytes().all(|byte| byte.is_ascii_digit());
         is_oid.then_some(Self {
             system,
@@ -49,10 +53,11 @@ impl<'n> CameFrom<'n> {
     }
 }
 
-/// A query for the name of the origin of `stream` in the current database; no row without a checkpoint.
-fn name(stream: &str) -> String {
+/// A query for the name of the origin of `stream` in the current database; no row without a checkpoint. `behind` follows
+/// the database's oid.
+fn name(stream: &str, behind: &str) -> String {
     format!(
-        "SELECT concat_ws('/', '{PREFIX}' || d.oid, c.source_system, c.stream, c.source_database) AS name \
+        "SELECT concat_ws('/', '{PREFIX}' || d.oid || '{behind}', c.source_system, c.stream, c.source_database) AS name \
          FROM cdc_sync.checkpoint c JOIN pg_database d ON d.datname = current_database() \
          WHERE c.stream = {} LIMIT 1",
         literal(stream)
@@ -63,7 +68,7 @@ fn name(stream: &str) -> String {
 pub(crate) fn of_job(stream: &str) -> String {
     format!(
         "SELECT o.roname FROM pg_replication_origin o JOIN pg_database d ON d.datname = current_database() \
-         WHERE split_part(o.roname, '/', 1) = '{PREFIX}' || d.oid AND split_part(o.roname, '/', 3) = {}",
+         WHERE split_part(o.roname, '/', 1) IN ('{PREFIX}' || d.oid, '{PREFIX}' || d.oid || '{REPAIR}') AND split_part(o.roname, '/', 3) = {}",
         literal(stream)
     )
 }
@@ -74,19 +79,10 @@ pub(crate) fn of_job(stream: &str) -> String {
 /// One session at a time can have an origin. Another one that has it is of an instance that is no more, or that was taken
 /// over: whoever holds the fence under `epoch` ends it, and who does not is refused by its first transaction anyway.
 pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str) -> Result<()> {
-    let name = name(stream);
-    let create = format!(
-        "SELECT pg_replication_origin_create(name) FROM ({name}) AS origin WHERE pg_replication_origin_oid(name) IS NULL"
-    );
-    let setup = format!("SELECT pg_replication_origin_session_setup(name) FROM ({name}) AS origin");
     let begun = Instant::now();
-    for sql in [create, setup] {
+    for sql in steps(&name(stream, "")) {
         while let Err(error) = connection.simple_query(&sql).await {
-            if error
-                .sqlstate
-                .is_some_and(|code| NOT_TO_BE_HAD.contains(&code.as_str()))
-            {
-                tracing::warn!(%error, "changes are applied without a replication origin: a stream back would return them");
+            if not_to_be_had(&error) {
                 return Ok(());
             }
             if error.is(SqlState::UNIQUE_VIOLATION) {
@@ -109,6 +105,59 @@ pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str)
         }
     }
     Ok(())
+}
+
+/// Marks what a repair of `stream` commits likewise. Only one runs at a time.
+pub(crate) async fn take_for_repair(
+    connection: &mut Connection,
+    stream: &str,
+    linger: Duration,
+) -> Result<()> {
+    let begun = Instant::now();
+    for sql in steps(&name(stream, REPAIR)) {
+        while let Err(error) = connection.simple_query(&sql).await {
+            if not_to_be_had(&error) {
+                return Ok(());
+            }
+            if error.is(SqlState::UNIQUE_VIOLATION) {
+                // Another session was faster to create it.
+                break;
+            }
+            if !error.is(SqlState::OBJECT_IN_USE) {
+                return Err(error.into());
+            }
+            if begun.elapsed() >= linger {
+                return Err(Error::new(
+                    Kind::Fenced,
+                    "another repair of this job is running on the target",
+                )
+                .object(format!("job {stream}"))
+                .remedy("wait for it to end, then repair again"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+/// The statements that create the origin whose name is queried by `name`, and take it.
+fn steps(name: &str) -> [String; 2] {
+    [
+        format!(
+            "SELECT pg_replication_origin_create(name) FROM ({name}) AS origin \
+             WHERE pg_replication_origin_oid(name) IS NULL"
+        ),
+        format!("SELECT pg_replication_origin_session_setup(name) FROM ({name}) AS origin"),
+    ]
+}
+
+fn not_to_be_had(error: &PgError) -> bool {
+    let code = error.sqlstate.as_ref();
+    let not_to_be_had = code.is_some_and(|code| NOT_TO_BE_HAD.contains(&code.as_str()));
+    if not_to_be_had {
+        tracing::warn!(%error, "changes are applied without a replication origin: a stream back would return them");
+    }
+    not_to_be_had
 }
 
 async fn holds_fence(connection: &mut Connection, stream: &str, epoch: &str) -> Result<bool> {
@@ -163,6 +212,9 @@ mod tests {
             timeline: String::new(),
         };
         assert!(came.is_loop("shop_1", Some(&site("7000", "app/x"))));
+        // What a repair of the job wrote is not to go back either.
+        let repaired = CameFrom::parse("cdc_sync_16384r/7000/shop_1/app/x").unwrap();
+        assert_eq!(repaired, came);
         // A chain of jobs of one name, and other jobs.
         assert!(!came.is_loop("shop_1", Some(&site("7001", "app/x"))));
         assert!(!came.is_loop("shop_1", Some(&site("7000", "app"))));
@@ -173,6 +225,7 @@ mod tests {
             "cdc_sync_shop",
             "cdc_sync_1x/7/shop/app",
             "cdc_sync_/7/shop/app",
+            "cdc_sync_r/7/shop/app",
         ] {
             assert_eq!(CameFrom::parse(other), None, "{other}");
         }
