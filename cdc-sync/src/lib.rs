@@ -17,6 +17,7 @@
 //! | connect to a database by URL | [`engines::connect`] |
 //! | copy and follow from your own program | [`run::run`] |
 //! | compare two databases | [`verify::verify`] |
+//! | repair what differs | [`repair::Repair`] |
 //! | ask what stands in the way | [`check::findings`] |
 //! | ask where a job stands | [`status::Facts::gather`] |
 //! | write an engine | [`Engine`], [`Site`], and the modules of [`core`] |
@@ -52,6 +53,7 @@ pub mod monitor;
 pub mod output;
 pub mod progress;
 pub mod redact;
+pub mod repair;
 pub mod run;
 pub mod signals;
 pub mod status;

@@ -100,6 +100,7 @@ fn stable_keys(kind: &str) -> &'static [&'static str] {
         ],
         "conflicts" => &["conflicts"],
         "verify" => &["tables", "differences", "unverifiable"],
+        "repair" => &["tables", "totals", "differences", "unverifiable"],
         _ => &[],
     }
 }

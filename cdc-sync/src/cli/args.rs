@@ -43,6 +43,9 @@ pub(super) enum Verb {
     /// Compare every row of both sides, while the source is written to
     #[command(after_help = include_str!("help/verify.txt"))]
     Verify(Verify),
+    /// Write the source's rows to the target where `verify` finds differences
+    #[command(after_help = include_str!("help/repair.txt"))]
+    Repair(Repair),
     /// Print the changes of the source as JSON lines, from now on
     #[command(after_help = include_str!("help/tail.txt"))]
     Tail(Tail),
@@ -67,6 +70,7 @@ impl Verb {
             Self::Run(_) => "run",
             Self::Status(_) => "status",
             Self::Verify(_) => "verify",
+            Self::Repair(_) => "repair",
             Self::Tail(_) => "tail",
             Self::Conflicts(_) => "conflicts",
             Self::Cleanup(_) => "cleanup",
@@ -198,6 +202,9 @@ pub(super) struct Status {
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {}
+
+#[derive(Debug, Args)]
+pub(super) struct Repair {}
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {

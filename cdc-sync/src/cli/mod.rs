@@ -7,6 +7,7 @@ mod conflicts;
 mod human;
 mod init;
 mod manual;
+mod repair;
 mod run;
 mod session;
 mod status;
@@ -113,6 +114,7 @@ async fn perform(session: &Session, verb: &Verb) -> Report {
         Verb::Check(args) => session.bounded(check::check(session, args)).await,
         Verb::Init(args) => session.bounded(init::init(session, args)).await,
         Verb::Verify(_) => verify::verify(session).await,
+        Verb::Repair(_) => repair::repair(session).await,
         Verb::Conflicts(args) => session.bounded(conflicts::conflicts(session, args)).await,
         Verb::Cleanup(_) => session.bounded(cleanup::cleanup(session)).await,
         Verb::Completions(_) | Verb::Man(_) => Err(Error::bug("a verb without databases was connected")),

@@ -36,10 +36,17 @@ pub(super) async fn verify(session: &Session) -> Result<Report> {
     Ok(Report::new(report.exit_code(), &report, human(&report)))
 }
 
-fn show(bar: &ProgressBar, progress: Progress<'_>) {
+pub(super) fn show(bar: &ProgressBar, progress: Progress<'_>) {
     match progress {
         Progress::Waiting { what } => bar.set_message(format!("waiting: {what}")),
         Progress::Comparing { table, rows } => bar.set_message(format!("{table}: {} rows", count(rows))),
+        Progress::Repairing { table, rows, of } => {
+            bar.set_message(format!(
+                "{table}: {} of {} rows looked at again",
+                count(rows),
+                count(of)
+            ));
+        }
         Progress::Compared { table, done, of } => {
             let rows = table.source_rows;
             tracing::info!(table = %table.name, rows, differences = table.differences(), done, of, "compared");

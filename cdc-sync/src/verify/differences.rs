@@ -161,7 +161,11 @@ mod tests {
     }
 
     fn noted(differences: Differences) -> Vec<TextRow> {
-        differences.into_tables().remove(&TableName::new("s", "t")).unwrap().extra
+        differences
+            .into_tables()
+            .remove(&TableName::new("s", "t"))
+            .unwrap()
+            .extra
     }
 
     #[test]

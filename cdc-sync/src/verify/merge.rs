@@ -166,7 +166,7 @@ fn merge(
     report: &mut TableReport,
     found: &Found<'_>,
 ) -> Result<()> {
-    let mut differs = |kind, row| {
+    let mut differs = |kind, row: RowText<'_>| {
         report.count(kind, || plan.name_row(row));
         found(kind, row)
     };

@@ -29,6 +29,7 @@ pub use report::{Alignment, DifferenceKind, NAMED_KEYS, RowKey, TableReport, Ver
 
 pub(crate) use align::{Aligner, REMEDY};
 pub(crate) use differences::{Differences, Differing};
+pub(crate) use standstill::Standstill;
 
 use align::Views;
 use merge::TablePlan;
@@ -125,7 +126,9 @@ pub(crate) async fn compare(
     only: Option<&BTreeSet<TableName>>,
     found: Option<&Differences>,
 ) -> Result<VerifyReport> {
-    let Aligner { options, progress, .. } = aligner;
+    let Aligner {
+        options, progress, ..
+    } = aligner;
     // The deadline is kept step by step and not around the whole: a running instance is let go when it passes.
     let (mut planned, mut tables) = before(
         options.deadline,
