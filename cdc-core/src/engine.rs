@@ -20,9 +20,9 @@ use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
 
 pub use facts::{
-    Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus, Retention, SchemaDump,
-    SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState, Severity, Side, SiteIdentity,
-    SiteProfile, StreamState, TableInfo,
+    Barrier, CleanupReport, ColumnInfo, Finding, HistoryEvent, JobNames, Occupancy, PublishedStatus,
+    Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState, Severity, Side,
+    SiteIdentity, SiteProfile, StreamState, TableInfo,
 };
 pub use selection::{TableSelection, matches_pattern};
 
@@ -119,6 +119,9 @@ pub trait Site: Send + Sync {
         names: &'a JobNames,
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<Finding>>;
+
+    /// Whether a finding is about what is on the source and not carried to the target.
+    fn is_left_behind(&self, finding: &Finding) -> bool;
 
     /// What a peer must match or provide for the selected tables. Read-only.
     ///
@@ -463,6 +466,19 @@ pub trait Site: Send + Sync {
     /// # Errors
     /// [`crate::Kind::Config`] when there is none of that number that is open.
     fn discard_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()>;
+
+    /// Adds to what is stored of what was done for the stream; without state on this site it does nothing. Old events
+    /// of a kind are forgotten.
+    ///
+    /// # Errors
+    /// When the write fails.
+    fn record<'a>(&'a self, stream: &'a str, event: &'a HistoryEvent) -> BoxFuture<'a, ()>;
+
+    /// What was done for the stream, newest first.
+    ///
+    /// # Errors
+    /// When the read fails.
+    fn history<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<HistoryEvent>>;
 
     /// A connection that repairs rows of the stream's tables.
     ///

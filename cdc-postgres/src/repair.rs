@@ -34,7 +34,7 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// How long the session of a repair that is no more may take to go.
-const LINGER: Duration = Duration::from_secs(15);
+const LINGER: Duration = Duration::from_secs(60);
 
 /// Opens a repairing session of `stream`.
 pub(crate) async fn open(config: &Config, stream: &str) -> Result<Box<dyn Mender>> {
@@ -112,7 +112,8 @@ fn refused(error: PgError, asked: &Asked<'_>) -> Error {
     let cause = Error::from(error);
     let mut refused = Error::new(cause.kind(), message)
         .action(cause.what_to_do())
-        .object(format!("table {}", asked.table));
+        .object(format!("table {}", asked.table))
+        .remedy("mend what refuses the row, or copy the table anew: `cdc-sync resync`");
     if let Some(code) = cause.server_code() {
         refused = refused.code(code);
     }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use cdc_core::conflict::ConflictRecord;
 use cdc_core::engine::{
-    Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus, Retention,
-    SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side, SiteIdentity, SiteProfile,
-    StreamState, TableInfo, TailStream,
+    Barrier, CleanupReport, CompareView, Fence, Finding, HistoryEvent, JobNames, Occupancy, PublishedStatus,
+    Retention, SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side, SiteIdentity,
+    SiteProfile, StreamState, TableInfo, TailStream,
 };
 use cdc_core::plan::TargetTable;
 use cdc_core::repair::Mender;
@@ -159,6 +159,10 @@ impl Site for PgSite {
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<Finding>> {
         Box::pin(precheck::findings(&self.config, side, names, selection))
+    }
+
+    fn is_left_behind(&self, finding: &Finding) -> bool {
+        finding.side == Side::Source && precheck::LEFT_BEHIND.contains(&finding.id)
     }
 
     fn profile<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, SiteProfile> {
@@ -515,6 +519,14 @@ impl Site for PgSite {
                 .settle(state::conflicts::discard(&client, stream, id).await)
                 .await
         })
+    }
+
+    fn record<'a>(&'a self, stream: &'a str, event: &'a HistoryEvent) -> BoxFuture<'a, ()> {
+        Box::pin(async move { state::history::record(&self.client().await?, stream, event).await })
+    }
+
+    fn history<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<HistoryEvent>> {
+        Box::pin(async move { state::history::read(&self.client().await?, stream).await })
     }
 
     fn mender<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Box<dyn Mender>> {

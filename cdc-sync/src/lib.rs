@@ -18,6 +18,7 @@
 //! | copy and follow from your own program | [`run::run`] |
 //! | compare two databases | [`verify::verify`] |
 //! | repair what differs | [`repair::Repair`] |
+//! | give account of a job | [`report::Account::gather`] |
 //! | ask what stands in the way | [`check::findings`] |
 //! | ask where a job stands | [`status::Facts::gather`] |
 //! | write an engine | [`Engine`], [`Site`], and the modules of [`core`] |
@@ -54,6 +55,7 @@ pub mod output;
 pub mod progress;
 pub mod redact;
 pub mod repair;
+pub mod report;
 pub mod run;
 pub mod signals;
 pub mod status;

@@ -68,6 +68,8 @@ fn help_is_stable_and_goes_to_stdout() {
         "run",
         "status",
         "verify",
+        "repair",
+        "report",
         "tail",
         "conflicts",
         "cleanup",

@@ -46,6 +46,9 @@ pub(super) enum Verb {
     /// Write the source's rows to the target where `verify` finds differences
     #[command(after_help = include_str!("help/repair.txt"))]
     Repair(Repair),
+    /// Give account of the job: settings, positions, timings, what was verified, what was not carried
+    #[command(after_help = include_str!("help/report.txt"))]
+    Report(Report),
     /// Print the changes of the source as JSON lines, from now on
     #[command(after_help = include_str!("help/tail.txt"))]
     Tail(Tail),
@@ -71,6 +74,7 @@ impl Verb {
             Self::Status(_) => "status",
             Self::Verify(_) => "verify",
             Self::Repair(_) => "repair",
+            Self::Report(_) => "report",
             Self::Tail(_) => "tail",
             Self::Conflicts(_) => "conflicts",
             Self::Cleanup(_) => "cleanup",
@@ -205,6 +209,13 @@ pub(super) struct Verify {}
 
 #[derive(Debug, Args)]
 pub(super) struct Repair {}
+
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    /// Write the Markdown to this file instead of stdout
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) markdown: Option<PathBuf>,
+}
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {

@@ -4,6 +4,7 @@ use cdc_core::{Error, Kind, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::human::count;
+use super::report::remember;
 use super::session::Session;
 use super::status::no_such_job;
 use super::verify::show;
@@ -50,7 +51,19 @@ pub(super) async fn repair(session: &Session) -> Result<Report> {
              discard those of repaired tables (`cdc-sync conflicts list --open`)"
         ));
     }
-    Ok(Report::new(report.exit_code(), &report, human(&report)))
+    let dry_run = report.dry_run;
+    let report = Report::new(report.exit_code(), &report, human(&report));
+    if !dry_run {
+        remember(
+            session,
+            sites.target.as_ref(),
+            &sites.names,
+            "repair",
+            Some(&report),
+        )
+        .await;
+    }
+    Ok(report)
 }
 
 async fn surveyed_and_written(session: &Session, repair: &Repair<'_>) -> Result<RepairReport> {

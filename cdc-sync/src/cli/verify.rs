@@ -4,6 +4,7 @@ use cdc_core::{Error, Kind, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::human::count;
+use super::report::remember;
 use super::session::Session;
 use crate::output::Report;
 use crate::verify::{Progress, TableReport, VerifyOptions, VerifyReport};
@@ -33,7 +34,16 @@ pub(super) async fn verify(session: &Session) -> Result<Report> {
     };
     bar.finish_and_clear();
     let report = compared?;
-    Ok(Report::new(report.exit_code(), &report, human(&report)))
+    let report = Report::new(report.exit_code(), &report, human(&report));
+    remember(
+        session,
+        sites.target.as_ref(),
+        &sites.names,
+        "verify",
+        Some(&report),
+    )
+    .await;
+    Ok(report)
 }
 
 pub(super) fn show(bar: &ProgressBar, progress: Progress<'_>) {

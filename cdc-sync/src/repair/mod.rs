@@ -168,6 +168,12 @@ struct Work<'a> {
 impl Work<'_> {
     /// Writes as long as the stream stands where the source is read.
     async fn while_standing(&mut self) -> Result<()> {
+        // Before the instance stands still, so that it does not wait for the connection as well.
+        let mender = match self.mender.take() {
+            Some(mender) => mender,
+            None => self.repair.target.mender(&self.repair.names.job).await?,
+        };
+        self.mender = Some(mender);
         let aligner = self.repair.aligner();
         let standstill = aligner.standstill().await?;
         let until = standstill.holds_up().then(|| Instant::now() + HOLD);
