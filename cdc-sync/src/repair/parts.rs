@@ -51,6 +51,10 @@ pub(super) fn divide<'a>(
 
 /// How many rows of a table are taken at once.
 fn rows(table: &TableInfo) -> usize {
+    // What was never counted is estimated as no row.
+    if table.bytes <= MOST_BYTES {
+        return MOST_ROWS;
+    }
     let mean = table.bytes / table.estimated_rows.max(1);
     let fit = MOST_BYTES / mean.max(1);
     usize::try_from(fit).unwrap_or(MOST_ROWS).clamp(1, MOST_ROWS)
