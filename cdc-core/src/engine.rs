@@ -14,14 +14,15 @@ use crate::compare::RowBuffer;
 use crate::conflict::ConflictRecord;
 use crate::model::{Position, TableName};
 use crate::plan::TargetTable;
+use crate::repair::{Asked, Found, Mender};
 use crate::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use crate::sink::{Checkpoint, Sink};
 use crate::source::{Decoder, Source};
 
 pub use facts::{
-    Alteration, Barrier, CleanupReport, ColumnInfo, Finding, JobNames, Occupancy, PublishedStatus,
-    RenamedTable, Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance, SequenceState,
-    Severity, Side, SiteIdentity, SiteProfile, StreamState, TableInfo,
+    Alteration, Barrier, CleanupReport, ColumnInfo, Finding, HistoryEvent, JobNames, Occupancy,
+    PublishedStatus, RenamedTable, Retention, SchemaDump, SchemaPhase, SeedPhase, SeedTable, SequenceAdvance,
+    SequenceState, Severity, Side, SiteIdentity, SiteProfile, StreamState, TableInfo,
 };
 pub use selection::{Partitions, TableSelection, matches_pattern};
 
@@ -76,6 +77,12 @@ pub trait CompareView: Send + Sync {
         columns: &'a [String],
         key: &'a [String],
     ) -> BoxFuture<'a, Box<dyn OrderedRows>>;
+
+    /// What the view has of each row of `asked`, in their order.
+    ///
+    /// # Errors
+    /// When the table cannot be read; [`crate::Kind::Unverifiable`] when a key finds several rows.
+    fn find<'a>(&'a self, asked: &'a Asked<'a>) -> BoxFuture<'a, Vec<Found>>;
 }
 
 /// The log opened for looking at it, see [`Site::tail`].
@@ -112,6 +119,9 @@ pub trait Site: Send + Sync {
         names: &'a JobNames,
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<Finding>>;
+
+    /// Whether a finding is about what is on the source and not carried to the target.
+    fn is_left_behind(&self, finding: &Finding) -> bool;
 
     /// What a peer must match or provide for the selected tables. Read-only.
     ///
@@ -506,6 +516,25 @@ pub trait Site: Send + Sync {
     /// # Errors
     /// [`crate::Kind::Config`] when there is none of that number that is open.
     fn discard_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()>;
+
+    /// Adds to what is stored of what was done for the stream; without state on this site it does nothing. Old events
+    /// of a kind are forgotten.
+    ///
+    /// # Errors
+    /// When the write fails.
+    fn record<'a>(&'a self, stream: &'a str, event: &'a HistoryEvent) -> BoxFuture<'a, ()>;
+
+    /// What was done for the stream, newest first.
+    ///
+    /// # Errors
+    /// When the read fails.
+    fn history<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<HistoryEvent>>;
+
+    /// A connection that repairs rows of the stream's tables.
+    ///
+    /// # Errors
+    /// When the connection cannot be made; [`crate::Kind::Fenced`] when another repair of the stream has one.
+    fn mender<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Box<dyn Mender>>;
 
     // --- both ---
 

@@ -10,6 +10,7 @@
 //! - [`seed`]: the consistent initial copy
 //! - [`conflict`]: what meets a target that is not as the log makes it, and who wins
 //! - [`compare`]: rows of two sites in one order, for comparing them
+//! - [`repair`]: writing the source's rows where they were found to differ
 //! - [`engine`]: how a database is reached and inspected ([`Engine`], [`Site`])
 //! - [`pipeline`]: the threads between a source and a sink
 //! - [`error`]: one error type, with what to do about it
@@ -28,6 +29,7 @@ pub mod failpoints;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
+pub mod repair;
 pub mod seed;
 pub mod sink;
 pub mod source;

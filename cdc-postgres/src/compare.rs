@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use cdc_core::compare::KeyColumn;
 use cdc_core::engine::{CompareView, JobNames, OrderedRows, Side};
+use cdc_core::repair::{Asked, Found};
 use cdc_core::{BoxFuture, Error, Kind, Position, Result, TableName};
 
 use self::order::{Column, Encoding};
 use self::rows::PgRows;
 use crate::catalog::{RelationKind, column_list, qualified};
 use crate::config::Config;
+use crate::repair::table::Table;
 use crate::session::Pool;
 use crate::snapshot;
 use crate::storage;
@@ -148,6 +150,23 @@ impl PgView {
             key,
         )))
     }
+
+    async fn find(&self, asked: &Asked<'_>) -> Result<Vec<Found>> {
+        let mut connection = self.shared.begin().await?;
+        let kind = storage::kind(&mut connection, asked.table).await?;
+        if kind == RelationKind::Partitioned {
+            return Err(Error::new(
+                Kind::Unverifiable,
+                "rows of a partitioned table that is replicated as one table are not written one by one",
+            )
+            .remedy("copy it anew: `cdc-sync resync`"));
+        }
+        describe(&mut connection, asked.table, kind, asked.columns).await?;
+        let table = Table::read(&mut connection, asked).await?;
+        let found = table.find(&mut connection).await?;
+        self.shared.end(connection).await?;
+        Ok(found)
+    }
 }
 
 impl CompareView for PgView {
@@ -162,6 +181,10 @@ impl CompareView for PgView {
         key: &'a [String],
     ) -> BoxFuture<'a, Box<dyn OrderedRows>> {
         Box::pin(self.open(table, columns, key))
+    }
+
+    fn find<'a>(&'a self, asked: &'a Asked<'a>) -> BoxFuture<'a, Vec<Found>> {
+        Box::pin(self.find(asked))
     }
 }
 

@@ -22,6 +22,7 @@ mod loader;
 mod lock;
 mod precheck;
 mod publication;
+mod repair;
 mod rounding;
 mod schema;
 mod sequences;

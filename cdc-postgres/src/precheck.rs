@@ -32,6 +32,15 @@ use crate::config::Config;
 use crate::session::{connect, during};
 use crate::wire::ServerVersion;
 
+/// Findings about what a source has and the target does not get.
+pub(crate) const LEFT_BEHIND: &[&str] = &[
+    "PG-UNLOGGED",
+    "PG-FOREIGN-TABLE",
+    "PG-LARGE-OBJECTS",
+    "PG-MATVIEW",
+    "PG-DATABASE-SETTINGS",
+];
+
 /// A check that waits is a check that hangs: whatever it meets, production goes first.
 const SETTINGS: &[(&str, &str)] = &[("statement_timeout", "60s"), ("lock_timeout", "5s")];
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use cdc_core::conflict::ConflictRecord;
 use cdc_core::engine::{
-    Alteration, Barrier, CleanupReport, CompareView, Fence, Finding, JobNames, Occupancy, PublishedStatus,
-    RenamedTable, Retention, SchemaDump, SchemaPhase, SeedTable, SequenceAdvance, SequenceState, Side,
-    SiteIdentity, SiteProfile, StreamState, TableInfo, TailStream,
+    Alteration, Barrier, CleanupReport, CompareView, Fence, Finding, HistoryEvent, JobNames, Occupancy,
+    PublishedStatus, RenamedTable, Retention, SchemaDump, SchemaPhase, SeedTable, SequenceAdvance,
+    SequenceState, Side, SiteIdentity, SiteProfile, StreamState, TableInfo, TailStream,
 };
 use cdc_core::plan::TargetTable;
+use cdc_core::repair::Mender;
 use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use cdc_core::{
     BoxFuture, Checkpoint, Engine, Error, Kind, Position, Result, Sink, Site, Source, SourceIdentity,
@@ -32,8 +33,8 @@ use crate::source::PgSource;
 use crate::state::doubt::Doubts;
 use crate::wire::ServerVersion;
 use crate::{
-    cleanup, compare, emptying, heartbeat, loader, precheck, publication, schema, sequences, slot, snapshot,
-    source, state, target_catalog,
+    cleanup, compare, emptying, heartbeat, loader, precheck, publication, repair, schema, sequences, slot,
+    snapshot, source, state, target_catalog,
 };
 
 /// How often a server that is not there yet is tried.
@@ -158,6 +159,10 @@ impl Site for PgSite {
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<Finding>> {
         Box::pin(precheck::findings(&self.config, side, names, selection))
+    }
+
+    fn is_left_behind(&self, finding: &Finding) -> bool {
+        finding.side == Side::Source && precheck::LEFT_BEHIND.contains(&finding.id)
     }
 
     fn profile<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, SiteProfile> {
@@ -558,6 +563,18 @@ impl Site for PgSite {
                 .settle(state::conflicts::discard(&client, stream, id).await)
                 .await
         })
+    }
+
+    fn record<'a>(&'a self, stream: &'a str, event: &'a HistoryEvent) -> BoxFuture<'a, ()> {
+        Box::pin(async move { state::history::record(&self.client().await?, stream, event).await })
+    }
+
+    fn history<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<HistoryEvent>> {
+        Box::pin(async move { state::history::read(&self.client().await?, stream).await })
+    }
+
+    fn mender<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Box<dyn Mender>> {
+        Box::pin(repair::open(&self.config, stream))
     }
 
     fn preparation<'a>(

@@ -8,6 +8,7 @@
 //! seed        one row a table: how far its initial copy has come, and its snapshot's position
 //! conflict_log one row a conflict that a policy decided
 //! barrier     a verify's request to stand still, and the answer
+//! history     one row an event: when the stream began, its runs, what verifies and repairs found
 //! status      what the running instance tells about itself
 //! ```
 
@@ -17,6 +18,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod conflicts;
 pub(crate) mod doubt;
 pub(crate) mod fence;
+pub(crate) mod history;
 pub(crate) mod intent;
 mod schema;
 

@@ -17,6 +17,8 @@
 //! | connect to a database by URL | [`engines::connect`] |
 //! | copy and follow from your own program | [`run::run`] |
 //! | compare two databases | [`verify::verify`] |
+//! | repair what differs | [`repair::Repair`] |
+//! | give account of a job | [`report::Account::gather`] |
 //! | ask what stands in the way | [`check::findings`] |
 //! | ask where a job stands | [`status::Facts::gather`] |
 //! | write an engine | [`Engine`], [`Site`], and the modules of [`core`] |
@@ -53,6 +55,8 @@ pub mod output;
 pub mod progress;
 pub mod redact;
 mod references;
+pub mod repair;
+pub mod report;
 pub mod run;
 pub mod signals;
 pub mod status;

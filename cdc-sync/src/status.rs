@@ -225,20 +225,37 @@ impl Facts {
         target: &Arc<dyn Site>,
         names: &JobNames,
     ) -> Result<Option<Self>> {
+        Self::gather_from(Some(source), target, names).await
+    }
+
+    /// Asks the target, and the source if it can be reached.
+    ///
+    /// # Errors
+    /// When a database cannot be read.
+    pub async fn gather_from(
+        source: Option<&Arc<dyn Site>>,
+        target: &Arc<dyn Site>,
+        names: &JobNames,
+    ) -> Result<Option<Self>> {
         let state = target.stream_state(&names.job).await?;
-        let retention = source.retention(names).await?;
+        let retention = match source {
+            Some(source) => source.retention(names).await?,
+            None => None,
+        };
         if state.checkpoint.is_none() && state.seed.is_empty() && retention.is_none() {
             return Ok(None);
         }
         let holder = target.holder(&names.job).await?;
         let published = target.published_status(&names.job).await?;
         let applied: Option<&Position> = state.checkpoint.as_ref().map(|checkpoint| &checkpoint.position);
-        let (end, behind) = source.log_end(applied).await?;
         let mut facts = Self::stored(names, &state);
         facts.conflicts = target.conflict_counts(&names.job).await?;
         facts.open_conflicts = target.open_conflicts(&names.job).await?;
-        facts.lag_bytes = applied.is_some().then_some(behind);
-        facts.position.source = Some(end.to_string());
+        if let Some(source) = source {
+            let (end, behind) = source.log_end(applied).await?;
+            facts.lag_bytes = applied.is_some().then_some(behind);
+            facts.position.source = Some(end.to_string());
+        }
         facts.slot = retention.map(Slot::from);
         // Without a holder the last words of a gone instance mean nothing.
         facts.published = published

@@ -235,6 +235,21 @@ pub struct PublishedStatus {
     pub age: Duration,
 }
 
+/// Something that was done for a stream, as its history has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HistoryEvent {
+    /// when, by the target's clock, RFC 3339; filled in when it is read
+    pub time: String,
+    /// what: `begun`, `seeded`, or the verb
+    pub kind: String,
+    /// the verb's exit code
+    pub exit: Option<i32>,
+    /// what the settings came to, as a hash
+    pub config: Option<String>,
+    /// a JSON object
+    pub facts: String,
+}
+
 /// A request of a `verify` to the running instance to stand still for a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Barrier {

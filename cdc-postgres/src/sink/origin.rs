@@ -3,12 +3,13 @@
 //!
 //! Origins belong to the whole server, jobs to a database, and jobs of one name may follow each other in a chain: the
 //! name is `cdc_sync_<oid of the database>/<system of the source>/<job>/<database of the source>`. One session at a time
-//! can have an origin, so that changes which are retried beside the stream have another: behind the number is [`ASIDE`].
+//! can have an origin, so that those which work beside the stream have another: behind the number is [`RETRY`] or
+//! [`REPAIR`].
 
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::SiteIdentity;
-use cdc_core::{Action, Error, Result};
+use cdc_core::{Action, Error, Kind, Result};
 use tokio_postgres::Client;
 
 use crate::error::{PgError, SqlState};
@@ -16,7 +17,10 @@ use crate::wire::Connection;
 use crate::wire::session::literal;
 
 const PREFIX: &str = "cdc_sync_";
-const ASIDE: &str = "+retry";
+/// Behind the database's oid in the name of the origin of changes that are retried.
+const RETRY: &str = "+retry";
+/// The same for a repair.
+const REPAIR: &str = "+repair";
 /// The role may not use origins, the server is not made for them, or has no room for another one. One direction does not
 /// need them.
 const NOT_TO_BE_HAD: [&str; 3] = ["42501", "55000", "53400"];
@@ -37,7 +41,10 @@ impl<'n> CameFrom<'n> {
     pub(crate) fn parse(name: &'n str) -> Option<Self> {
         let mut parts = name.strip_prefix(PREFIX)?.splitn(4, '/');
         let (own, system, job, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let own = own.strip_suffix(ASIDE).unwrap_or(own);
+        let own = [RETRY, REPAIR]
+            .iter()
+            .find_map(|suffix| own.strip_suffix(suffix))
+            .unwrap_or(own);
         let is_oid = !own.is_empty() && own.bytes().all(|byte| byte.is_ascii_digit());
         is_oid.then_some(Self {
             system,
@@ -54,7 +61,7 @@ impl<'n> CameFrom<'n> {
 }
 
 /// A query for the name of the origin of `stream` in the current database; no row without a checkpoint. `suffix` is
-/// empty or [`ASIDE`].
+/// empty, [`RETRY`] or [`REPAIR`].
 fn name(stream: &str, suffix: &str) -> String {
     format!(
         "SELECT concat_ws('/', '{PREFIX}' || d.oid || '{suffix}', c.source_system, c.stream, c.source_database) AS name \
@@ -68,8 +75,8 @@ fn name(stream: &str, suffix: &str) -> String {
 pub(crate) fn of_job(stream: &str) -> String {
     format!(
         "SELECT o.roname FROM pg_replication_origin o JOIN pg_database d ON d.datname = current_database() \
-         WHERE split_part(o.roname, '/', 1) IN ('{PREFIX}' || d.oid, '{PREFIX}' || d.oid || '{ASIDE}') \
-         AND split_part(o.roname, '/', 3) = {}",
+         WHERE split_part(o.roname, '/', 1) IN ('{PREFIX}' || d.oid, '{PREFIX}' || d.oid || '{RETRY}', \
+               '{PREFIX}' || d.oid || '{REPAIR}') AND split_part(o.roname, '/', 3) = {}",
         literal(stream)
     )
 }
@@ -110,9 +117,9 @@ pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str)
 
 /// The same for a session that applies what was put aside. Another one that has its origin is waited for: such sessions
 /// are short.
-pub(crate) async fn take_aside(client: &Client, stream: &str) -> Result<()> {
+pub(crate) async fn take_for_retry(client: &Client, stream: &str) -> Result<()> {
     let begun = Instant::now();
-    for sql in setup(&name(stream, ASIDE)) {
+    for sql in setup(&name(stream, RETRY)) {
         while let Err(error) = client.batch_execute(&sql).await {
             let error = PgError::from(error);
             if is_not_to_be_had(&error) {
@@ -123,6 +130,39 @@ pub(crate) async fn take_aside(client: &Client, stream: &str) -> Result<()> {
             }
             if !error.is(SqlState::OBJECT_IN_USE) || begun.elapsed() >= LINGER {
                 return Err(Error::from(error));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+/// Marks what a repair of `stream` commits likewise. Only one runs at a time.
+pub(crate) async fn take_for_repair(
+    connection: &mut Connection,
+    stream: &str,
+    linger: Duration,
+) -> Result<()> {
+    let begun = Instant::now();
+    for sql in setup(&name(stream, REPAIR)) {
+        while let Err(error) = connection.simple_query(&sql).await {
+            if is_not_to_be_had(&error) {
+                return Ok(());
+            }
+            if error.is(SqlState::UNIQUE_VIOLATION) {
+                // Another session was faster to create it.
+                break;
+            }
+            if !error.is(SqlState::OBJECT_IN_USE) {
+                return Err(error.into());
+            }
+            if begun.elapsed() >= linger {
+                return Err(Error::new(
+                    Kind::Fenced,
+                    "another repair of this job is running on the target",
+                )
+                .object(format!("job {stream}"))
+                .remedy("wait for it to end, then repair again"));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -202,8 +242,10 @@ mod tests {
             timeline: String::new(),
         };
         assert!(came.is_loop("shop_1", Some(&site("7000", "app/x"))));
-        let retried = CameFrom::parse("cdc_sync_16384+retry/7000/shop_1/app/x");
-        assert_eq!(retried, Some(came));
+        for beside in ["+retry", "+repair"] {
+            let name = format!("cdc_sync_16384{beside}/7000/shop_1/app/x");
+            assert_eq!(CameFrom::parse(&name), Some(came), "{beside}");
+        }
         // A chain of jobs of one name, and other jobs.
         assert!(!came.is_loop("shop_1", Some(&site("7001", "app/x"))));
         assert!(!came.is_loop("shop_1", Some(&site("7000", "app"))));
@@ -214,6 +256,7 @@ mod tests {
             "cdc_sync_shop",
             "cdc_sync_1x/7/shop/app",
             "cdc_sync_/7/shop/app",
+            "cdc_sync_r/7/shop/app",
         ] {
             assert_eq!(CameFrom::parse(other), None, "{other}");
         }

@@ -6,6 +6,7 @@ use cdc_core::{Checkpoint, Error, Kind, Position, Result, SourceIdentity, TableN
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Transaction};
 
+use super::history;
 use super::schema::{self, explained};
 use crate::emptying;
 use crate::error::PgError;
@@ -133,6 +134,7 @@ pub(crate) async fn start(
         .execute(sql, &[stream, &schema_pending])
         .await
         .map_err(during("storing the stream"))?;
+    history::begun(&transaction, stream, seed.len()).await?;
     let sql = "INSERT INTO cdc_sync.checkpoint VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
                $15, $16, $17)";
     let changes = &checkpoint.changes;
@@ -236,6 +238,7 @@ pub(crate) async fn store_seed(
     }
     write_seed(&transaction, stream, seed).await?;
     if !empties {
+        history::seeded(&transaction, stream).await?;
         failpoint!("seed.before-live", error);
     }
     transaction

@@ -45,6 +45,9 @@ CREATE TABLE IF NOT EXISTS cdc_sync.conflict_log (
     stream text NOT NULL, position text NOT NULL, schema_name text NOT NULL, table_name text NOT NULL,
     key jsonb NOT NULL, op text NOT NULL, kind text NOT NULL, policy text NOT NULL, winner text NOT NULL,
     blue jsonb, green jsonb, state text NOT NULL);
+CREATE TABLE IF NOT EXISTS cdc_sync.history (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    stream text NOT NULL, kind text NOT NULL, exit integer, config text, facts jsonb NOT NULL);
 CREATE OR REPLACE FUNCTION cdc_sync.hold_fence(of_stream text, own_epoch bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE current_epoch bigint;
@@ -128,7 +131,7 @@ pub(crate) fn statements() -> Vec<String> {
 pub(crate) async fn prepare(client: &Client) -> Result<()> {
     refuse_newer(client).await?;
     // With everything in place no right to create is needed.
-    if exists(client).await? {
+    if complete(client).await? {
         return Ok(());
     }
     let script = format!(
@@ -173,6 +176,16 @@ pub(crate) async fn refuse_newer(client: &Client) -> Result<()> {
     )
     .object("schema cdc_sync on the target")
     .remedy("use the newer cdc-sync that wrote it, or `cleanup` with that version first"))
+}
+
+/// Whether nothing is missing: a schema that an older version prepared lacks what came since.
+async fn complete(client: &Client) -> Result<bool> {
+    let sql = "SELECT to_regclass('cdc_sync.history') IS NOT NULL";
+    let row = client
+        .query_one(sql, &[])
+        .await
+        .map_err(during("looking for schema cdc_sync"))?;
+    Ok(row.get::<_, bool>(0) && exists(client).await?)
 }
 
 /// Whether schema `cdc_sync` has been prepared. It is in one transaction, so a table and the last function

@@ -47,6 +47,12 @@ pub(super) enum Verb {
     /// Copy tables anew, or take tables into the job, while the rest goes on
     #[command(after_help = include_str!("help/resync.txt"))]
     Resync(Resync),
+    /// Write the source's rows to the target where `verify` finds differences
+    #[command(after_help = include_str!("help/repair.txt"))]
+    Repair(Repair),
+    /// Give account of the job: settings, positions, timings, what was verified, what was not carried
+    #[command(after_help = include_str!("help/report.txt"))]
+    Report(Report),
     /// Print the changes of the source as JSON lines, from now on
     #[command(after_help = include_str!("help/tail.txt"))]
     Tail(Tail),
@@ -72,6 +78,8 @@ impl Verb {
             Self::Status(_) => "status",
             Self::Verify(_) => "verify",
             Self::Resync(_) => "resync",
+            Self::Repair(_) => "repair",
+            Self::Report(_) => "report",
             Self::Tail(_) => "tail",
             Self::Conflicts(_) => "conflicts",
             Self::Cleanup(_) => "cleanup",
@@ -210,6 +218,16 @@ pub(super) struct Verify {}
 
 #[derive(Debug, Args)]
 pub(super) struct Resync {}
+
+#[derive(Debug, Args)]
+pub(super) struct Repair {}
+
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    /// Write the Markdown to this file instead of stdout
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) markdown: Option<PathBuf>,
+}
 
 #[derive(Debug, Args)]
 pub(super) struct Tail {

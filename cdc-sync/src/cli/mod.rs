@@ -7,6 +7,8 @@ mod conflicts;
 mod human;
 mod init;
 mod manual;
+mod repair;
+mod report;
 mod resync;
 mod run;
 mod session;
@@ -114,6 +116,8 @@ async fn perform(session: &Session, verb: &Verb) -> Report {
         Verb::Check(args) => session.bounded(check::check(session, args)).await,
         Verb::Init(args) => session.bounded(init::init(session, args)).await,
         Verb::Verify(_) => verify::verify(session).await,
+        Verb::Report(args) => session.bounded(report::report(session, args)).await,
+        Verb::Repair(_) => repair::repair(session).await,
         Verb::Resync(_) => resync::resync(session).await,
         Verb::Conflicts(args) => session.bounded(conflicts::conflicts(session, args)).await,
         Verb::Cleanup(_) => session.bounded(cleanup::cleanup(session)).await,

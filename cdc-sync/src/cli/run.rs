@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::args::Run;
 use super::check::table;
 use super::human::{bytes, count, millis};
+use super::report::remember;
 use super::session::{Session, Sites};
 use crate::check::{Counts, findings_of_run, policy_findings, worst_first};
 use crate::exit;
@@ -167,12 +168,17 @@ async fn begin(session: &Session, args: &Run) -> Result<Report> {
         session.bounded(crate::run::rehearse(&context)).await?;
         return session.bounded(plan(session, &sites)).await;
     }
+    // Of a run that is killed, at least the beginning is known.
+    remember(session, sites.target.as_ref(), &sites.names, "run_begun", None).await;
     let (ended, cause) = work(session, &context, &monitor, endpoints, deadline).await;
     progress.finish();
     context.stats.update(|stats| stats.phase = Phase::Stopped);
     // `status` knows a stopped job also without its last words.
     let _ = tokio::time::timeout(FAREWELL, monitor.publish(&sites.target)).await;
-    Ok(report(ended, cause, args, context.stats.snapshot()))
+    let report = report(ended, cause, args, context.stats.snapshot());
+    let remembered = remember(session, sites.target.as_ref(), &sites.names, "run", Some(&report));
+    let _ = tokio::time::timeout(FAREWELL, remembered).await;
+    Ok(report)
 }
 
 /// Whether the source still keeps the log after the checkpoint, if there is one.

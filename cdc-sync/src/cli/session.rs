@@ -126,6 +126,33 @@ impl Session {
         })
     }
 
+    /// Connects to the target, and to the source if it can be reached; otherwise says why not.
+    pub(super) async fn connect_target(&self) -> Result<(Result<Arc<dyn Site>>, Arc<dyn Site>, JobNames)> {
+        let (source, target) = match (&self.settings.source, &self.settings.target) {
+            (Some(source), Some(target)) => (source, target),
+            (source, target) => return Err(missing_urls(source.is_none(), target.is_none())),
+        };
+        let (source, target) = tokio::join!(
+            self.connect_to(source, "source"),
+            self.connect_to(target, "target")
+        );
+        let target = target?;
+        let names = match (&self.settings.job, source.as_ref()) {
+            (Some(name), _) => job::named(name)?,
+            (None, Ok(source)) => job::derived(source.identity(), target.identity()),
+            (None, Err(_)) => {
+                // The name comes from both databases.
+                let remedy =
+                    "name the job with --job: what the target knows of it is told without the source";
+                return source
+                    .map_err(|error| error.remedy(remedy))
+                    .and(Err(Error::bug("no source")));
+            }
+        };
+        self.names_itself(&names);
+        Ok((source, target, names))
+    }
+
     /// Connects to the source alone.
     pub(super) async fn connect_source(&self) -> Result<Arc<dyn Site>> {
         match &self.settings.source {

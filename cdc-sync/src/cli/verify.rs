@@ -4,6 +4,7 @@ use cdc_core::{Error, Kind, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::human::count;
+use super::report::remember;
 use super::session::Session;
 use crate::output::Report;
 use crate::verify::{Progress, TableReport, VerifyOptions, VerifyReport};
@@ -33,13 +34,29 @@ pub(super) async fn verify(session: &Session) -> Result<Report> {
     };
     bar.finish_and_clear();
     let report = compared?;
-    Ok(Report::new(report.exit_code(), &report, human(&report)))
+    let report = Report::new(report.exit_code(), &report, human(&report));
+    remember(
+        session,
+        sites.target.as_ref(),
+        &sites.names,
+        "verify",
+        Some(&report),
+    )
+    .await;
+    Ok(report)
 }
 
-fn show(bar: &ProgressBar, progress: Progress<'_>) {
+pub(super) fn show(bar: &ProgressBar, progress: Progress<'_>) {
     match progress {
         Progress::Waiting { what } => bar.set_message(format!("waiting: {what}")),
         Progress::Comparing { table, rows } => bar.set_message(format!("{table}: {} rows", count(rows))),
+        Progress::Repairing { table, rows, of } => {
+            bar.set_message(format!(
+                "{table}: {} of {} rows looked at again",
+                count(rows),
+                count(of)
+            ));
+        }
         Progress::Compared { table, done, of } => {
             let rows = table.source_rows;
             tracing::info!(table = %table.name, rows, differences = table.differences(), done, of, "compared");

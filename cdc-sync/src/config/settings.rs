@@ -7,6 +7,8 @@ use cdc_core::conflict::{PolicyRule, PolicyRules};
 use cdc_core::engine::Partitions;
 use cdc_core::pipeline::PipelineConfig;
 
+use sha2::{Digest, Sha256};
+
 use super::{DatabaseUrl, JobFile, LogFormat};
 
 const MIB: usize = 1 << 20;
@@ -72,6 +74,30 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// What the settings come to, as SHA-256 of a stable text without secrets: the same settings give the same number,
+    /// whether they come from flags, environment or job file.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        let url = |url: &Option<DatabaseUrl>| url.as_ref().map(ToString::to_string);
+        let said: [(&str, String); 10] = [
+            ("job", format!("{:?}", self.job)),
+            ("source", format!("{:?}", url(&self.source))),
+            ("target", format!("{:?}", url(&self.target))),
+            ("tables", format!("{:?}", self.selection)),
+            ("conflicts", format!("{:?}", self.conflicts)),
+            ("seed", format!("{} {}", self.seed_parallel, self.seed_part_bytes)),
+            ("max_retained_wal", format!("{:?}", self.max_retained_wal)),
+            ("pipeline", format!("{:?}", self.pipeline)),
+            ("heartbeat", format!("{:?}", self.heartbeat)),
+            ("sequence_buffer", self.sequence_buffer.to_string()),
+        ];
+        for (name, value) in said {
+            hash.update(format!("{name}={value}\n").as_bytes());
+        }
+        let digest = hash.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Combines what was said.
     pub fn resolve(flags: Flags, file: JobFile) -> Self {
         let given = |patterns: Vec<String>| (!patterns.is_empty()).then_some(patterns);

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(50);
 const HOLDER_POLL: Duration = Duration::from_secs(2);
 /// How often the situation may change under a verify (an instance starts or ends, another verify runs) before it
 /// gives up.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
 
 /// Views to compare, and what is known about them.
 pub(super) struct Views {
@@ -47,25 +47,25 @@ impl std::fmt::Debug for Views {
 }
 
 /// The two sites of a job.
-pub(super) struct Aligner<'a> {
-    pub(super) source: &'a dyn Site,
-    pub(super) target: &'a Arc<dyn Site>,
-    pub(super) names: &'a JobNames,
-    pub(super) selection: &'a TableSelection,
-    pub(super) options: &'a VerifyOptions,
-    pub(super) progress: &'a (dyn Fn(Progress<'_>) + Send + Sync),
+pub(crate) struct Aligner<'a> {
+    pub(crate) source: &'a dyn Site,
+    pub(crate) target: &'a Arc<dyn Site>,
+    pub(crate) names: &'a JobNames,
+    pub(crate) selection: &'a TableSelection,
+    pub(crate) options: &'a VerifyOptions,
+    pub(crate) progress: &'a (dyn Fn(Progress<'_>) + Send + Sync),
 }
 
 /// A request to stand still that does not outlive its owner: dropped without having been withdrawn, it is withdrawn
 /// by a task of its own.
-struct Request {
+pub(super) struct Request {
     target: Arc<dyn Site>,
     stream: String,
     open: bool,
 }
 
 impl Request {
-    fn new(target: &Arc<dyn Site>, names: &JobNames) -> Self {
+    pub(super) fn new(target: &Arc<dyn Site>, names: &JobNames) -> Self {
         Self {
             target: Arc::clone(target),
             stream: names.job.clone(),
@@ -73,7 +73,7 @@ impl Request {
         }
     }
 
-    async fn withdraw(mut self) -> Result<()> {
+    pub(super) async fn withdraw(mut self) -> Result<()> {
         let withdrawn = self.target.request_barrier(&self.stream, None).await;
         self.open = false;
         withdrawn
@@ -129,7 +129,7 @@ impl Aligner<'_> {
     }
 
     /// What is stored of the stream, and who runs it.
-    async fn situation(&self) -> Result<(StreamState, Option<String>)> {
+    pub(super) async fn situation(&self) -> Result<(StreamState, Option<String>)> {
         let state = self.target.stream_state(&self.names.job).await?;
         let holder = self.target.holder(&self.names.job).await?;
         if state.checkpoint.is_none()
@@ -143,7 +143,7 @@ impl Aligner<'_> {
         Ok((state, holder))
     }
 
-    fn waiting(&self, what: &str) {
+    pub(super) fn waiting(&self, what: &str) {
         (self.progress)(Progress::Waiting { what });
     }
 
@@ -162,7 +162,7 @@ impl Aligner<'_> {
     }
 
     /// Waits until no other verify holds the stream: there is one request at a time.
-    async fn turn(&self) -> Result<()> {
+    pub(super) async fn turn(&self) -> Result<()> {
         while self.target.barrier(&self.names.job).await?.is_some() {
             self.waiting("another verify of this job to open its views");
             tokio::time::sleep(POLL).await;
@@ -171,9 +171,30 @@ impl Aligner<'_> {
     }
 
     async fn held(&self, holder: &str) -> Result<Attempt> {
+        let views = self.while_held(holder, async |source: Box<dyn CompareView>| {
+            let target = self.target.compare_view(Side::Target, self.names).await?;
+            Ok(Views {
+                alignment: Alignment::Running,
+                source,
+                target,
+                pending: BTreeMap::new(),
+                aside: BTreeSet::new(),
+                notes: Vec::new(),
+            })
+        });
+        Ok(views.await?.map_or(Attempt::Again, Attempt::Views))
+    }
+
+    /// Has the instance stand still at a view of the source, and does with that view what has to be done meanwhile;
+    /// `None` when it did not stand still all the time.
+    pub(super) async fn while_held<T>(
+        &self,
+        holder: &str,
+        work: impl AsyncFnOnce(Box<dyn CompareView>) -> Result<T>,
+    ) -> Result<Option<T>> {
         self.waiting("the running instance to stand still");
         if self.reached(&Barrier::Hold).await?.is_none() {
-            return Ok(Attempt::Again);
+            return Ok(None);
         }
         let standstill = tokio::time::timeout(self.options.max_standstill, async {
             self.waiting("a snapshot of the source");
@@ -182,22 +203,13 @@ impl Aligner<'_> {
             self.waiting("the running instance to reach the snapshot");
             let barrier = Barrier::HoldAt(position);
             if self.reached(&barrier).await?.is_none() {
-                return Ok(Attempt::Again);
+                return Ok(None);
             }
-            let target = self.target.compare_view(Side::Target, self.names).await?;
+            let done = work(source).await?;
             // Another verify may have replaced the request, or our session may have been lost with it: then the
-            // instance could have gone on before the view was opened.
-            if self.target.barrier(&self.names.job).await?.as_ref() != Some(&barrier) {
-                return Ok(Attempt::Again);
-            }
-            Ok(Attempt::Views(Views {
-                alignment: Alignment::Running,
-                source,
-                target,
-                pending: BTreeMap::new(),
-                aside: BTreeSet::new(),
-                notes: Vec::new(),
-            }))
+            // instance could have gone on before the work was done.
+            let stood = self.target.barrier(&self.names.job).await?.as_ref() == Some(&barrier);
+            Ok(stood.then_some(done))
         });
         standstill.await.unwrap_or_else(|_| {
             let limit = self.options.max_standstill.as_secs_f32();
@@ -245,25 +257,8 @@ impl Aligner<'_> {
         if !stands {
             return Ok(Attempt::Again);
         }
-        let source = self.source.compare_view(Side::Source, self.names).await?;
-        let position = position_of(source.as_ref())?;
-        self.waiting("the log after the checkpoint");
-        let seeded_to: HashMap<_, _> = before
-            .seed
-            .iter()
-            .map(|table| (table.table.clone(), table.position.clone()))
-            .collect();
-        let gap = Gap {
-            names: self.names,
-            selection: self.selection,
-            checkpoint,
-            seeded_to,
-        };
-        let pending = match gap::pending_changes(self.source, gap, &position).await {
-            Ok(pending) => pending,
-            // An instance that has started in between reads the log now.
-            Err(_) if self.target.holder(&self.names.job).await?.is_some() => return Ok(Attempt::Again),
-            Err(error) => return Err(self.gap_unknown(error).await),
+        let Some((source, pending)) = self.source_and_gap(before, checkpoint).await? else {
+            return Ok(Attempt::Again);
         };
         let mut notes = Vec::new();
         if !pending.is_empty() {
@@ -282,6 +277,34 @@ impl Aligner<'_> {
             aside: BTreeSet::new(),
             notes,
         }))
+    }
+
+    /// A view of the source, and the changes in it that come after the checkpoint; `None` when an instance has started.
+    pub(super) async fn source_and_gap(
+        &self,
+        state: &StreamState,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<(Box<dyn CompareView>, BTreeMap<TableName, u64>)>> {
+        let source = self.source.compare_view(Side::Source, self.names).await?;
+        let position = position_of(source.as_ref())?;
+        self.waiting("the log after the checkpoint");
+        let seeded_to: HashMap<_, _> = state
+            .seed
+            .iter()
+            .map(|table| (table.table.clone(), table.position.clone()))
+            .collect();
+        let gap = Gap {
+            names: self.names,
+            selection: self.selection,
+            checkpoint,
+            seeded_to,
+        };
+        match gap::pending_changes(self.source, gap, &position).await {
+            Ok(pending) => Ok(Some((source, pending))),
+            // An instance that has started in between reads the log now.
+            Err(_) if self.target.holder(&self.names.job).await?.is_some() => Ok(None),
+            Err(error) => Err(self.gap_unknown(error).await),
+        }
     }
 
     /// The error when the log between checkpoint and snapshot cannot be read.
@@ -330,7 +353,7 @@ impl Aligner<'_> {
 }
 
 /// What to do when the target is behind and nothing runs.
-pub(super) const REMEDY: &str = "start `run`, or `run --until-caught-up`, then verify";
+pub(crate) const REMEDY: &str = "start `run`, or `run --until-caught-up`, then verify";
 
 /// What to do about a table that is set aside.
 pub(super) const ASIDE_REMEDY: &str = "`run` gives it back to the stream when it is complete; verify then";

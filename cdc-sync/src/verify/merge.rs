@@ -15,13 +15,13 @@ const NAMED_TEXT: usize = 256;
 
 /// How a table is compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TablePlan {
+pub(crate) struct TablePlan {
     /// the table
-    pub(super) table: TableName,
+    pub(crate) table: TableName,
     /// the columns compared, in the order both sides give them
-    pub(super) columns: Vec<String>,
+    pub(crate) columns: Vec<String>,
     /// the key columns; empty compares whole rows as a multiset
-    pub(super) key: Vec<String>,
+    pub(crate) key: Vec<String>,
 }
 
 impl TablePlan {
@@ -130,13 +130,14 @@ impl Cursor {
 }
 
 /// Compares `plan.table` and completes `report`, which also holds what was found when this fails midway.
-/// `progress` is called with the rows compared so far.
+/// `progress` is called with the rows compared so far, `found` with each row that differs.
 pub(super) async fn compare(
     plan: &TablePlan,
     source: Box<dyn OrderedRows>,
     target: Box<dyn OrderedRows>,
     report: &mut TableReport,
     progress: &(dyn Fn(u64) + Send + Sync),
+    found: &Found<'_>,
 ) -> Result<()> {
     let unique = !plan.key.is_empty();
     let mut source = Cursor::new(source, "source");
@@ -150,40 +151,53 @@ pub(super) async fn compare(
         if source.row().is_none() && target.row().is_none() {
             return Ok(());
         }
-        merge(plan, &mut source, &mut target, report);
+        merge(plan, &mut source, &mut target, report, found)?;
     }
 }
 
+/// Who is told of each row that differs.
+pub(super) type Found<'a> = dyn Fn(DifferenceKind, RowText<'_>) -> Result<()> + Send + Sync + 'a;
+
 /// Compares rows until a buffer is used up whose stream may go on.
-fn merge(plan: &TablePlan, source: &mut Cursor, target: &mut Cursor, report: &mut TableReport) {
+fn merge(
+    plan: &TablePlan,
+    source: &mut Cursor,
+    target: &mut Cursor,
+    report: &mut TableReport,
+    found: &Found<'_>,
+) -> Result<()> {
+    let mut differs = |kind, row: RowText<'_>| {
+        report.count(kind, || plan.name_row(row));
+        found(kind, row)
+    };
     loop {
         match (source.row(), target.row()) {
             (Some(left), Some(right)) => match left.key().cmp(right.key()) {
                 std::cmp::Ordering::Less => {
-                    report.count(DifferenceKind::Missing, || plan.name_row(left));
+                    differs(DifferenceKind::Missing, left)?;
                     source.next += 1;
                 }
                 std::cmp::Ordering::Greater => {
-                    report.count(DifferenceKind::Extra, || plan.name_row(right));
+                    differs(DifferenceKind::Extra, right)?;
                     target.next += 1;
                 }
                 std::cmp::Ordering::Equal => {
                     if left.content() != right.content() {
-                        report.count(DifferenceKind::Different, || plan.name_row(left));
+                        differs(DifferenceKind::Different, left)?;
                     }
                     source.next += 1;
                     target.next += 1;
                 }
             },
             (Some(left), None) if target.ended => {
-                report.count(DifferenceKind::Missing, || plan.name_row(left));
+                differs(DifferenceKind::Missing, left)?;
                 source.next += 1;
             }
             (None, Some(right)) if source.ended => {
-                report.count(DifferenceKind::Extra, || plan.name_row(right));
+                differs(DifferenceKind::Extra, right)?;
                 target.next += 1;
             }
-            _ => return,
+            _ => return Ok(()),
         }
     }
 }

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use cdc_core::BoxFuture;
 use cdc_core::compare::{KeyColumn, KeyOrder};
 
@@ -70,7 +72,13 @@ fn compare_rows(source: Vec<Row>, target: Vec<Row>, key: &[KeyOrder]) -> Result<
     for (left, right) in [(1, 1), (1, 3), (3, 2), (1000, 1), (1000, 1000)] {
         let mut report = TableReport::new(plan.table.clone());
         let (source, target) = (stream(source.clone(), left), stream(target.clone(), right));
-        block_on(compare(&plan, source, target, &mut report, &|_| {}))?;
+        let found = AtomicU64::new(0);
+        let count = |_, _: RowText<'_>| {
+            found.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        block_on(compare(&plan, source, target, &mut report, &|_| {}, &count))?;
+        assert_eq!(found.into_inner(), report.differences());
         reports.push(report);
     }
     assert!(

@@ -6,16 +6,20 @@
 //! [`Site`] on either end.
 
 mod align;
+mod differences;
 mod gap;
 mod merge;
 mod report;
+mod standstill;
 mod tables;
 #[cfg(test)]
 mod testing;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cdc_core::compare::RowText;
 use cdc_core::engine::{CompareView, JobNames, OrderedRows, Site};
 use cdc_core::{Error, Kind, Result, TableName, TableSelection};
 use futures_util::{StreamExt, TryStreamExt};
@@ -23,7 +27,11 @@ use tokio::time::Instant;
 
 pub use report::{Alignment, DifferenceKind, NAMED_KEYS, RowKey, TableReport, VerifyReport};
 
-use align::{Aligner, Views};
+pub(crate) use align::{Aligner, REMEDY};
+pub(crate) use differences::{Differences, Differing};
+pub(crate) use standstill::Standstill;
+
+use align::Views;
 use merge::TablePlan;
 
 /// How to compare.
@@ -72,6 +80,15 @@ pub enum Progress<'a> {
         /// tables in all
         of: usize,
     },
+    /// Rows of a table are being brought to what the source has.
+    Repairing {
+        /// the table
+        table: &'a TableName,
+        /// rows looked at again, over all tables
+        rows: u64,
+        /// rows to look at again in all
+        of: u64,
+    },
 }
 
 /// Compares the selected tables of `source` and `target`.
@@ -92,12 +109,6 @@ pub async fn verify(
     options: &VerifyOptions,
     progress: &(dyn Fn(Progress<'_>) + Send + Sync),
 ) -> Result<VerifyReport> {
-    // The deadline is kept step by step and not around the whole: a running instance is let go when it passes.
-    let (mut planned, mut tables) = before(
-        options.deadline,
-        tables::plan(source.as_ref(), target.as_ref(), selection),
-    )
-    .await?;
     let aligner = Aligner {
         source: source.as_ref(),
         target,
@@ -106,6 +117,28 @@ pub async fn verify(
         options,
         progress,
     };
+    compare(&aligner, None, None).await
+}
+
+/// Compares the selected tables, or `only` some of them, and notes in `found` which rows differ.
+pub(crate) async fn compare(
+    aligner: &Aligner<'_>,
+    only: Option<&BTreeSet<TableName>>,
+    found: Option<&Differences>,
+) -> Result<VerifyReport> {
+    let Aligner {
+        options, progress, ..
+    } = aligner;
+    // The deadline is kept step by step and not around the whole: a running instance is let go when it passes.
+    let (mut planned, mut tables) = before(
+        options.deadline,
+        tables::plan(aligner.source, aligner.target.as_ref(), aligner.selection),
+    )
+    .await?;
+    if let Some(only) = only {
+        planned.retain(|plan| only.contains(&plan.table));
+        tables.retain(|table| only.contains(&table.name));
+    }
     let views = aligner.views().await?;
     planned.retain(|plan| match views.pending.get(&plan.table) {
         _ if views.aside.contains(&plan.table) => {
@@ -118,16 +151,26 @@ pub async fn verify(
         Some(changes) => {
             tables.push(TableReport::unverifiable(
                 plan.table.clone(),
-                format!("{changes} changes are not applied yet; {}", align::REMEDY),
+                not_applied(*changes),
             ));
             false
         }
         None => true,
     });
     let position = views.source.position().cloned();
-    let comparison = compare_tables(&views, planned, options, progress, tables.len());
-    tables.extend(before(options.deadline, comparison).await?);
+    let comparison = Comparison {
+        views: &views,
+        found,
+        progress: *progress,
+    };
+    let compared = comparison.tables(planned, options.parallel, tables.len());
+    tables.extend(before(options.deadline, compared).await?);
     Ok(VerifyReport::new(views.alignment, position, views.notes, tables))
+}
+
+/// Why a table cannot be compared that the stream has changes for.
+pub(crate) fn not_applied(changes: u64) -> String {
+    format!("{changes} changes are not applied yet; {REMEDY}")
 }
 
 /// Gives `work` until `deadline`.
@@ -144,72 +187,79 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = Result<
     })
 }
 
-async fn compare_tables(
-    views: &Views,
-    planned: Vec<TablePlan>,
-    options: &VerifyOptions,
-    progress: &(dyn Fn(Progress<'_>) + Send + Sync),
-    settled: usize,
-) -> Result<Vec<TableReport>> {
-    let of = planned.len() + settled;
-    let done = std::sync::atomic::AtomicUsize::new(settled);
-    futures_util::stream::iter(planned)
-        .map(|plan| {
-            let done = &done;
-            async move {
-                let report = compare_table(views, &plan, progress).await?;
-                let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-                progress(Progress::Compared {
-                    table: &report,
-                    done,
-                    of,
-                });
-                Ok(report)
-            }
-        })
-        .buffer_unordered(options.parallel.max(1))
-        .try_collect()
-        .await
+/// Two views, and who is told what is found in them.
+#[derive(Clone, Copy)]
+struct Comparison<'a> {
+    views: &'a Views,
+    found: Option<&'a Differences>,
+    progress: &'a (dyn Fn(Progress<'_>) + Send + Sync),
 }
 
-/// Compares one table. What keeps it from being compared becomes part of its report; only a lost connection ends
-/// the whole, because no other table would fare better.
-async fn compare_table(
-    views: &Views,
-    plan: &TablePlan,
-    progress: &(dyn Fn(Progress<'_>) + Send + Sync),
-) -> Result<TableReport> {
-    let mut report = TableReport::new(plan.table.clone());
-    let shown = |rows| {
-        progress(Progress::Comparing {
-            table: &plan.table,
-            rows,
-        })
-    };
-    if let Err(error) = open_and_compare(views, plan, &mut report, &shown).await {
-        if error.kind() == Kind::Unreachable {
-            return Err(error);
-        }
-        report.unverifiable = Some(match error.remedy_text() {
-            Some(remedy) => format!("{error}; {remedy}"),
-            None => error.to_string(),
-        });
+impl Comparison<'_> {
+    async fn tables(
+        self,
+        planned: Vec<TablePlan>,
+        parallel: usize,
+        settled: usize,
+    ) -> Result<Vec<TableReport>> {
+        let of = planned.len() + settled;
+        let done = std::sync::atomic::AtomicUsize::new(settled);
+        futures_util::stream::iter(planned)
+            .map(|plan| {
+                let done = &done;
+                async move {
+                    let report = self.table(&plan).await?;
+                    let done = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+                    (self.progress)(Progress::Compared {
+                        table: &report,
+                        done,
+                        of,
+                    });
+                    Ok(report)
+                }
+            })
+            .buffer_unordered(parallel.max(1))
+            .try_collect()
+            .await
     }
-    Ok(report)
-}
 
-async fn open_and_compare(
-    views: &Views,
-    plan: &TablePlan,
-    report: &mut TableReport,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<()> {
-    let (source, target) = futures_util::future::try_join(
-        open_rows(views.source.as_ref(), "source", plan),
-        open_rows(views.target.as_ref(), "target", plan),
-    )
-    .await?;
-    merge::compare(plan, source, target, report, progress).await
+    /// Compares one table. What keeps it from being compared becomes part of its report; only a lost connection ends
+    /// the whole, because no other table would fare better.
+    async fn table(self, plan: &TablePlan) -> Result<TableReport> {
+        let mut report = TableReport::new(plan.table.clone());
+        if let Err(error) = self.open_and_compare(plan, &mut report).await {
+            if error.kind() == Kind::Unreachable {
+                return Err(error);
+            }
+            if let Some(found) = self.found {
+                found.forget(&plan.table);
+            }
+            report.unverifiable = Some(match error.remedy_text() {
+                Some(remedy) => format!("{error}; {remedy}"),
+                None => error.to_string(),
+            });
+        }
+        Ok(report)
+    }
+
+    async fn open_and_compare(self, plan: &TablePlan, report: &mut TableReport) -> Result<()> {
+        let (source, target) = futures_util::future::try_join(
+            open_rows(self.views.source.as_ref(), "source", plan),
+            open_rows(self.views.target.as_ref(), "target", plan),
+        )
+        .await?;
+        let shown = |rows| {
+            (self.progress)(Progress::Comparing {
+                table: &plan.table,
+                rows,
+            })
+        };
+        let found = |kind, row: RowText<'_>| match self.found {
+            Some(found) => found.note(plan, kind, row),
+            None => Ok(()),
+        };
+        merge::compare(plan, source, target, report, &shown, &found).await
+    }
 }
 
 async fn open_rows(view: &dyn CompareView, side: &str, plan: &TablePlan) -> Result<Box<dyn OrderedRows>> {

@@ -40,7 +40,7 @@ pub(crate) async fn retry(client: &mut Client, stream: &str, id: i64) -> Result<
             .await
             .map_err(during("setting session_replication_role"))?;
     }
-    origin::take_aside(client, stream).await?;
+    origin::take_for_retry(client, stream).await?;
     let doing = "applying a change that was put aside";
     let transaction = client.transaction().await.map_err(during(doing))?;
     let aside = lock(&transaction, stream, id).await?;

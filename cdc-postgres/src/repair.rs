@@ -1,0 +1,121 @@
+//! Writing the source's rows into the target where a comparison found that they differ.
+//!
+//! The stream is kept away by the row that each of its transactions locks first, the fence's: a repair's transaction
+//! locks it exclusively, so that none of the stream's runs beside it, and then looks whether the checkpoint is still the
+//! one that the source's rows belong to. That holds whatever becomes of the request to stand still, of our process and
+//! of the instance: a request only makes it likely.
+
+pub(crate) mod table;
+mod write;
+
+use std::time::Duration;
+
+use cdc_core::repair::{Asked, Found, Mended, Mender};
+use cdc_core::{BoxFuture, Checkpoint, Error, Result};
+
+use crate::config::Config;
+use crate::error::PgError;
+use crate::error_map::message_without_value;
+use crate::session::try_replica_role;
+use crate::sink::origin;
+use crate::wire::{Connection, Purpose, literal};
+use table::{Located, Table};
+
+const SETTINGS: &[(&str, &str)] = &[
+    // A policy that hides rows would make a repair miss them: fail instead.
+    ("row_security", "off"),
+    ("jit", "off"),
+    // Whoever waits for a lock makes others wait behind it, and the stream stands still meanwhile.
+    ("lock_timeout", "10s"),
+    // The server learns within a minute that our machine is gone, and lets go of our transaction's locks.
+    ("tcp_keepalives_idle", "20"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "4"),
+];
+
+/// How long the session of a repair that is no more may take to go.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Opens a repairing session of `stream`.
+pub(crate) async fn open(config: &Config, stream: &str) -> Result<Box<dyn Mender>> {
+    let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
+    try_replica_role(&mut connection).await?;
+    origin::take_for_repair(&mut connection, stream, LINGER).await?;
+    Ok(Box::new(PgMender {
+        connection,
+        stream: stream.to_owned(),
+    }))
+}
+
+#[derive(Debug)]
+struct PgMender {
+    connection: Connection,
+    stream: String,
+}
+
+impl Mender for PgMender {
+    fn mend<'a>(
+        &'a mut self,
+        at: &'a Checkpoint,
+        asked: &'a Asked<'a>,
+        source: &'a [Found],
+    ) -> BoxFuture<'a, Option<Mended>> {
+        Box::pin(async move {
+            let mended = self.in_transaction(at, asked, source).await;
+            let end = match &mended {
+                Ok(Some(_)) => "COMMIT",
+                Ok(None) | Err(_) => "ROLLBACK",
+            };
+            let ended = self.connection.simple_query(end).await;
+            let mended = mended?;
+            ended.map_err(|error| refused(error, asked))?;
+            Ok(mended)
+        })
+    }
+}
+
+impl PgMender {
+    async fn in_transaction(
+        &mut self,
+        at: &Checkpoint,
+        asked: &Asked<'_>,
+        source: &[Found],
+    ) -> Result<Option<Mended>> {
+        let stream = literal(&self.stream);
+        // READ COMMITTED: what is read after the wait for the lock has to be the newest.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; \
+             SELECT FROM cdc_sync.fence WHERE stream = {stream} FOR NO KEY UPDATE"
+        );
+        self.connection.simple_query(&begin).await?;
+        if !self.stands(at, &stream).await? {
+            return Ok(None);
+        }
+        let table = Table::read(&mut self.connection, asked).await?;
+        let target = table.locate(&mut self.connection, Located::ForUpdate).await?;
+        let written = write::write(&mut self.connection, &table, source, &target).await;
+        written.map(Some).map_err(|error| refused(error, asked))
+    }
+
+    async fn stands(&mut self, at: &Checkpoint, stream: &str) -> Result<bool> {
+        let sql = format!(
+            "SELECT concat_ws(' ', groups, position) FROM cdc_sync.checkpoint WHERE stream = {stream}"
+        );
+        let found = self.connection.single_value(&sql).await?;
+        Ok(found == Some(format!("{} {}", at.groups, at.position)))
+    }
+}
+
+/// An error of the server about a row, without the row's values.
+fn refused(error: PgError, asked: &Asked<'_>) -> Error {
+    let message = message_without_value(&error);
+    let cause = Error::from(error);
+    let mut refused = Error::new(cause.kind(), message)
+        .action(cause.what_to_do())
+        .object(format!("table {}", asked.table))
+        .remedy("mend what refuses the row, or copy the table anew: `cdc-sync resync`");
+    if let Some(code) = cause.server_code() {
+        refused = refused.code(code);
+    }
+    refused
+}
