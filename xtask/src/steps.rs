@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// CI takes silence for a hang.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(55);
@@ -113,6 +113,58 @@ impl Steps {
         result
     }
 
+    /// Runs several commands like those of [`Steps::tests`] at a time, the first ones first, and prints the output of
+    /// each when it has ended. All run to their end, so that one run shows all that is wrong.
+    pub(crate) fn tests_at_once(&mut self, name: &str, at_once: usize, commands: Vec<Command>) -> Result<()> {
+        let seen = Arc::new(AtomicU64::new(0));
+        let count = Mutex::new(TestCount::default());
+        let failed = Mutex::new(Vec::new());
+        let queue = Mutex::new(commands.into_iter());
+        let lock = |error| anyhow!("another test command panicked: {error}");
+        let work = || -> Result<()> {
+            loop {
+                let Some(mut command) = queue.lock().map_err(|e| lock(e.to_string()))?.next() else {
+                    return Ok(());
+                };
+                let output = command
+                    .output()
+                    .with_context(|| format!("cannot run {}", shown(&command)))?;
+                let text = String::from_utf8_lossy(&output.stdout);
+                let mut told = std::io::stdout().lock();
+                write!(told, "{}{text}", String::from_utf8_lossy(&output.stderr))?;
+                drop(told);
+                let mut passed = 0;
+                for result in text.lines().filter_map(TestCount::parse) {
+                    passed += result.passed;
+                    count.lock().map_err(|e| lock(e.to_string()))?.add(result);
+                }
+                seen.fetch_add(passed, Ordering::Relaxed);
+                if !output.status.success() || passed == 0 {
+                    let why = format!(
+                        "{} ended with {}, {passed} passed",
+                        shown(&command),
+                        output.status
+                    );
+                    failed.lock().map_err(|e| lock(e.to_string()))?.push(why);
+                }
+            }
+        };
+        let result = self.timed(name, &seen, || {
+            std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+                let ends = workers.into_iter().map(|worker| worker.join());
+                ends.collect::<Vec<_>>()
+                    .into_iter()
+                    .try_for_each(|end| end.unwrap_or_else(|_| bail!("a test command panicked")))
+            })?;
+            let failed = failed.lock().map_err(|e| lock(e.to_string()))?;
+            ensure!(failed.is_empty(), "{}", failed.join("\n"));
+            Ok(())
+        });
+        self.tests.add(*count.lock().map_err(|e| lock(e.to_string()))?);
+        result
+    }
+
     fn timed(&mut self, name: &str, tests: &Arc<AtomicU64>, step: impl FnOnce() -> Result<()>) -> Result<()> {
         println!("=== {name} ({} since the start)", human(self.begun.elapsed()));
         let begun = Instant::now();
@@ -194,6 +246,25 @@ mod tests {
         );
         assert_eq!(TestCount::parse("test result::tests::parse ... ok"), None);
         assert_eq!(TestCount::parse("running 3 tests"), None);
+    }
+
+    #[test]
+    fn all_of_several_commands_run_and_each_has_to_pass() {
+        let said = |line: &str| {
+            let mut command = Command::new("echo");
+            command.arg(line);
+            command
+        };
+        let passed = "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        let mut steps = Steps::new();
+        steps
+            .tests_at_once("all", 2, (0..5).map(|_| said(passed)).collect())
+            .unwrap();
+        assert_eq!(steps.tests.passed, 10);
+        let mixed = vec![said("running 0 tests"), Command::new("false"), said(passed)];
+        let error = steps.tests_at_once("some", 1, mixed).unwrap_err();
+        assert_eq!(format!("{error:?}").matches("ended with").count(), 2, "{error:?}");
+        assert_eq!(steps.tests.passed, 12);
     }
 
     #[test]

@@ -74,14 +74,33 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
             "--examples",
         ]),
     )?;
-    let mut live_tests = only(&["--test", "*"]);
-    live_tests
-        .env("CDC_SYNC_BIN", &binary)
-        .env(
-            "CDC_SYNC_FAILPOINTS_BIN",
-            workspace.binary("failpoints", "cdc-sync"),
-        )
-        .env(testbed::TIER, if args.all { "all" } else { "quick" });
-    steps.tests("live tests", 1, &mut live_tests)?;
-    Ok(())
+    steps.command("live tests, built", &mut only(&["--no-run", "--test", "*"]))?;
+    let live_test = |name: &str| {
+        let mut command = workspace.cargo(test.iter().copied().chain(["--test", name]));
+        command
+            .env("CDC_SYNC_BIN", &binary)
+            .env(
+                "CDC_SYNC_FAILPOINTS_BIN",
+                workspace.binary("failpoints", "cdc-sync"),
+            )
+            .env(testbed::TIER, if args.all { "all" } else { "quick" });
+        command
+    };
+    let commands = longest_first(&workspace).into_iter().map(live_test).collect();
+    steps.tests_at_once("live tests", AT_ONCE, commands)
+}
+
+/// Test programs that run at a time, with two threads each on two cores: most of a live test is waiting.
+const AT_ONCE: usize = 3;
+/// What takes longest is begun first, so that it does not run alone at the end.
+const LONGEST: [&str; 6] = ["fire", "crash", "lifecycle", "site", "check", "resync"];
+
+fn longest_first(workspace: &Workspace) -> Vec<&str> {
+    let mut names: Vec<&str> = workspace.integration_tests().collect();
+    names.sort_by_key(|name| {
+        let place = LONGEST.iter().position(|long| long == name);
+        (place.unwrap_or(LONGEST.len()), *name)
+    });
+    names.dedup();
+    names
 }

@@ -17,7 +17,14 @@ pub(crate) struct Workspace {
 #[derive(Deserialize)]
 struct Package {
     name: String,
+    targets: Vec<Target>,
     features: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
 }
 
 impl Workspace {
@@ -55,6 +62,13 @@ impl Workspace {
             .map(|package| format!("{}/{name}", package.name))
             .collect::<Vec<_>>()
             .join(",")
+    }
+
+    /// The names of all integration tests.
+    pub(crate) fn integration_tests(&self) -> impl Iterator<Item = &str> {
+        let targets = self.packages.iter().flat_map(|package| &package.targets);
+        let tests = targets.filter(|target| target.kind.iter().any(|kind| kind == "test"));
+        tests.map(|target| target.name.as_str())
     }
 
     /// Where a release build puts a program.
