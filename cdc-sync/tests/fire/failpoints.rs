@@ -216,7 +216,7 @@ fn cleanup_dies(lane: &Lane, point: (&str, u32, When)) {
 #[test]
 fn an_error_at_any_failpoint_is_waited_out() {
     let fallible = marked_in_code().into_iter().filter(|(_, fallible)| *fallible);
-    let elsewhere = ["snapshot.", "idle.", "confirm."];
+    let elsewhere = ["snapshot.", "idle.", "confirm.", BESIDE];
     let names: Vec<String> = fallible
         .map(|(name, _)| name)
         .filter(|name| !elsewhere.iter().any(|begin| name.starts_with(begin)))
