@@ -11,7 +11,7 @@ mod write;
 use std::time::Duration;
 
 use cdc_core::repair::{Asked, Found, Mended, Mender};
-use cdc_core::{BoxFuture, Checkpoint, Error, Result};
+use cdc_core::{BoxFuture, Checkpoint, Error, Kind, Result};
 
 use crate::config::Config;
 use crate::error::PgError;
@@ -91,10 +91,27 @@ impl PgMender {
         if !self.stands(at, &stream).await? {
             return Ok(None);
         }
+        self.expect_followed(asked, &stream).await?;
         let table = Table::read(&mut self.connection, asked).await?;
         let target = table.locate(&mut self.connection, Located::ForUpdate).await?;
         let written = write::write(&mut self.connection, &table, source, &target).await;
         written.map(Some).map_err(|error| refused(error, asked))
+    }
+
+    /// A table that is set aside is emptied and copied by a stream of its own, which the fence does not keep away. Until
+    /// our transaction ends it cannot be set aside.
+    async fn expect_followed(&mut self, asked: &Asked<'_>, stream: &str) -> Result<()> {
+        let sql = format!(
+            "SELECT phase FROM cdc_sync.seed WHERE stream = {stream} AND schema_name = {} AND table_name = {} FOR SHARE",
+            literal(&asked.table.schema),
+            literal(&asked.table.name)
+        );
+        if self.connection.single_value(&sql).await?.as_deref() != Some("aside") {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Unverifiable, "it is being copied anew")
+            .object(format!("table {}", asked.table))
+            .remedy("nothing is to be repaired: `run` gives it back to the stream when the copy is complete"))
     }
 
     async fn stands(&mut self, at: &Checkpoint, stream: &str) -> Result<bool> {

@@ -110,7 +110,7 @@ fn mended_by_the_stream_between_survey_and_writing(pair: &Pair) {
         "UPDATE account SET balance = -1 WHERE id <= 1000; DELETE FROM account WHERE id BETWEEN 1001 AND 1100",
     );
     let name =
-        "'cdc_sync_' || d.oid || 'r/' || c.source_system || '/' || c.stream || '/' || c.source_database";
+        "'cdc_sync_' || d.oid || '+repair/' || c.source_system || '/' || c.stream || '/' || c.source_database";
     let of_job = "FROM cdc_sync.checkpoint c JOIN pg_database d ON d.datname = current_database()";
     let held = Session::on_green(
         pair,
@@ -123,7 +123,7 @@ fn mended_by_the_stream_between_survey_and_writing(pair: &Pair) {
     wait_for_green(
         pair,
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
-         AND pid <> pg_backend_pid() AND application_name LIKE 'cdc-sync%' AND query LIKE '%origin_session_setup%|| ''r''%')",
+         AND pid <> pg_backend_pid() AND application_name LIKE 'cdc-sync%' AND query LIKE '%origin_session_setup%|| ''+repair''%')",
     );
     pair.on_blue(
         "UPDATE account SET balance = balance + 10 WHERE id BETWEEN 1 AND 300; \
