@@ -3,11 +3,14 @@
 mod history;
 mod tail;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::JobNames;
 use cdc_core::source::{Decoder, Source, StreamStart};
-use cdc_core::{Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity, failpoint};
+use cdc_core::{
+    Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity, TableName, failpoint,
+};
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
@@ -17,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::slot_state::{SEED_AGAIN, SlotState};
 use crate::walsender::{Frame, PgoutputOptions, WalSender, WalSenderOptions, parse_frame, split_frames};
-use crate::wire::{Feature, silence};
+use crate::wire::{Feature, literal, silence};
 
 pub(crate) use tail::tail;
 
@@ -99,7 +102,7 @@ impl PgSource {
 
     async fn start(&mut self, start: &StreamStart) -> Result<PgDecoder> {
         let version = ProtocolVersion::V1;
-        let decoder = PgDecoder::new(version, start)?;
+        let mut decoder = PgDecoder::new(version, start)?;
         let from = position_lsn(&start.from)?;
         let mut sender = WalSender::connect(&self.config, &self.options).await?;
         let server = sender.identify_system().await?;
@@ -119,6 +122,7 @@ impl PgSource {
         let slot = self.free_slot(&mut sender).await?;
         slot.expect_usable(&server.dbname, from)?;
 
+        decoder.expect_selected(self.selected(&mut sender, start).await?);
         let mut options = PgoutputOptions::new(vec![self.slot.clone()]);
         options.proto_version = version.number();
         options.messages = sender.server_version().has(Feature::PgoutputMessages);
@@ -138,6 +142,26 @@ impl PgSource {
     }
 
     /// The state of the slot once nobody uses it.
+    /// The published tables whose name is selected now, by their OID. Those that are set aside come and go.
+    async fn selected(&self, sender: &mut WalSender, start: &StreamStart) -> Result<HashMap<u32, TableName>> {
+        let sql = format!(
+            "SELECT c.oid::pg_catalog.text, t.schemaname, t.tablename FROM pg_catalog.pg_publication_tables t \
+             JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
+             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = {}",
+            literal(&self.slot)
+        );
+        let results = sender.command(&sql).await?;
+        let mut selected = HashMap::new();
+        for row in results.iter().flat_map(|result| &result.rows) {
+            let text = |column| row.text(column).map(|text| text.unwrap_or_default().to_owned());
+            let table = TableName::new(text(1)?, text(2)?);
+            if start.selection.selects(&table) && !start.aside.contains(&table) {
+                selected.insert(text(0)?.parse().unwrap_or_default(), table);
+            }
+        }
+        Ok(selected)
+    }
+
     async fn free_slot(&self, sender: &mut WalSender) -> Result<SlotState> {
         let begun = Instant::now();
         let mut told_to_end = None;

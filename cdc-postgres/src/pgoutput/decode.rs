@@ -6,7 +6,7 @@ use cdc_core::batch::{Op, Truncation};
 use cdc_core::engine::SiteIdentity;
 use cdc_core::model::ChangeCounts;
 use cdc_core::source::{Decoder, PositionTracker, StreamStart};
-use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result};
+use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result, TableName};
 
 use super::message::{Begin, Commit, Message, Origin, ProtocolVersion, RowChange, Truncate};
 use super::relation::{Handling, Relations};
@@ -61,6 +61,12 @@ impl PgDecoder {
             idle: None,
             messages_between: 0,
         })
+    }
+
+    /// Refuses these tables, by their OID, when they come under a name that is not selected: they were renamed, and their
+    /// changes would be counted as filtered.
+    pub fn expect_selected(&mut self, tables: HashMap<u32, TableName>) {
+        self.relations.expect_selected(tables);
     }
 
     fn message(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<()> {

@@ -75,6 +75,8 @@ impl Known {
 pub(super) struct Relations {
     selection: TableSelection,
     aside: HashSet<TableName>,
+    /// tables by their OID, under the selected name that they had when the session began or in it since
+    selected: HashMap<u32, TableName>,
     seeded_to: HashMap<TableName, Lsn>,
     tables: Vec<Known>,
     index: HashMap<u32, usize, RandomState>,
@@ -89,6 +91,7 @@ impl Relations {
         Relations {
             selection: start.selection.clone(),
             aside: start.aside.clone(),
+            selected: HashMap::new(),
             seeded_to,
             tables: Vec::new(),
             index: HashMap::default(),
@@ -96,6 +99,11 @@ impl Relations {
             types: HashMap::default(),
             reader: Arc::new(TextReader),
         }
+    }
+
+    /// Refuses these tables, by their OID, when they come under a name that is not selected.
+    pub(super) fn expect_selected(&mut self, selected: HashMap<u32, TableName>) {
+        self.selected = selected;
     }
 
     /// The table with this id.
@@ -141,14 +149,14 @@ impl Relations {
             name,
         };
         let handling = self.handling(&schema)?;
-        let before = self
-            .index
-            .get(&relation.id)
-            .and_then(|place| self.tables.get(*place));
-        if let Some(before) =
-            before.filter(|before| handling == Handling::Filtered && before.handling == Handling::Decode)
+        if handling == Handling::Decode {
+            let name = || schema.name.clone();
+            self.selected.entry(relation.id).or_insert_with(name);
+        } else if handling == Handling::Filtered
+            && !self.selection.selects(&schema.name)
+            && let Some(was) = self.selected.get(&relation.id)
         {
-            return Err(renamed(&before.schema.name, &schema.name));
+            return Err(renamed(was, &schema.name));
         }
         let known = Known {
             announced: message.to_vec(),
@@ -222,10 +230,13 @@ fn unknown(id: u32) -> Error {
 fn renamed(was: &TableName, now: &TableName) -> Error {
     Error::new(
         Kind::Schema,
-        format!("the table was renamed to {now}, which is not selected: its changes would be left out"),
+        format!("its changes come under the name {now}, which is not selected: they would be left out"),
     )
     .object(format!("table {was}"))
-    .remedy(format!("run with --table '{now}' besides the others"))
+    .remedy(format!(
+        "if it was renamed: run with --table '{now}' besides the others; if it was given the selected name later: \
+         `cdc-sync resync --table '{was}'`"
+    ))
 }
 
 fn role(name: &TableName) -> TableRole {

@@ -54,9 +54,7 @@ pub(super) async fn follow<T>(
     context.stats.update(|stats| stats.phase = Phase::CatchingUp);
     let sessions = {
         let (context, following) = (Arc::clone(context), Arc::clone(following));
-        tokio::task::spawn_blocking(move || {
-            supervise::supervise(&context, &following.facts, &following.turn, epoch)
-        })
+        tokio::task::spawn_blocking(move || supervise::supervise(&context, &following, epoch))
     };
     let watching = tokio::spawn(watch::watch(Arc::clone(context), fence, Arc::clone(following)));
     let beating = context

@@ -12,17 +12,16 @@ use cdc_core::{Action, Error, Kind, Result};
 
 use super::RunContext;
 use super::backoff::Backoff;
-use super::beside::Turn;
-use super::facts::TargetFacts;
+use super::follow::Following;
 use super::tables::widened;
 
 /// Faults of the kind that a quick retry mends (deadlocks) before they count as permanent.
 const QUICK_RETRIES: u32 = 100;
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// Runs sessions until the stream is stopped or a fault needs the operator, each in its `turn`. Blocks: call it on a
+/// Runs sessions until the stream is stopped or a fault needs the operator, each in its turn. Blocks: call it on a
 /// thread of its own.
-pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, turn: &Turn, epoch: i64) -> Result<()> {
+pub(super) fn supervise(context: &RunContext, following: &Following, epoch: i64) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -31,10 +30,10 @@ pub(super) fn supervise(context: &RunContext, facts: &TargetFacts, turn: &Turn, 
     let mut retries = 0;
     loop {
         let groups = context.stats.snapshot().groups;
-        let ours = runtime.block_on(turn.take());
+        let ours = runtime.block_on(following.turn.take());
         context.control.session_begins();
         let ended = runtime
-            .block_on(open(context, facts, epoch))
+            .block_on(open(context, following, epoch))
             .and_then(run_session);
         drop(ours);
         let error = match ended {
@@ -83,7 +82,7 @@ fn is_permanent(error: &Error, retries: u32) -> bool {
 }
 
 /// Reads where the stream stands and makes the connections of one session.
-async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<Session> {
+async fn open(context: &RunContext, following: &Following, epoch: i64) -> Result<Session> {
     let RunContext {
         source,
         target,
@@ -107,6 +106,8 @@ async fn open(context: &RunContext, facts: &TargetFacts, epoch: i64) -> Result<S
         .filter(|table| table.position != checkpoint.position)
         .map(|table| (table.table, table.position))
         .collect();
+    following.tables.expect_names(context).await?;
+    let facts = &following.facts;
     facts.read(context).await?;
     let (sink_target, stream) = (Arc::clone(target), names.job.clone());
     Ok(Session {

@@ -112,7 +112,16 @@ impl JobTables {
         self.expect_published(context, &found).await
     }
 
-    /// The same when the stream has brought all that was done until now.
+    /// Refuses to go on when a table has a name now that is not selected: for each session, which could not tell.
+    pub(super) async fn expect_names(&self, context: &RunContext) -> Result<()> {
+        if context.selection.include.is_empty() && context.selection.exclude.is_empty() {
+            return Ok(());
+        }
+        let (_, renamed) = self.ask(context).await?;
+        expect_renamed_selected(&renamed, &context.selection)
+    }
+
+    /// The same as [`JobTables::look`] when the stream has brought all that was done until now.
     ///
     /// # Errors
     /// Also [`Kind::Schema`] when a table was renamed.

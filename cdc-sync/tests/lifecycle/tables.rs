@@ -155,3 +155,39 @@ fn a_table_made_again_is_noticed_while_following() {
     let report = end(&mut running, 13);
     assert_eq!(report["error"]["object"], "public.b", "{report}");
 }
+
+#[test]
+fn a_table_renamed_out_of_the_selection_stops_before_a_change_is_left_out() {
+    let pair = Pair::start(14, 18).expect("two servers");
+    pair.on_blue(TWO).expect("blue has tables");
+    let flags = ["--table", "public.a", "--table", "public.b"];
+    let drained = with(&flags);
+    pair.verb(&drained, 0).expect("run");
+    let mut running = pair
+        .spawn(&["run", "--table", "public.a", "--table", "public.b"])
+        .expect("run starts");
+    running
+        .wait_for("stream started", LIMIT)
+        .expect("the stream starts");
+    // Its changes have not come under the old name in this session.
+    pair.on_blue("ALTER TABLE b RENAME TO c; INSERT INTO c VALUES (5)")
+        .expect("blue renames it");
+    let report = end(&mut running, 13);
+    assert!(error(&report).contains("public.b"), "{report}");
+    assert_eq!(report["changes"]["filtered"], 0, "{report}");
+    let report = pair.verb(&drained, 13).expect("run");
+    assert_eq!(report["error"]["object"], "public.b", "{report}");
+    assert!(error(&report).contains("public.c"), "{report}");
+
+    // Named as before, it still has the change that came under the other name.
+    pair.on_blue("ALTER TABLE c RENAME TO b")
+        .expect("blue renames it back");
+    let report = pair.verb(&drained, 13).expect("run");
+    assert!(
+        error(&report).contains("cdc-sync resync --table 'public.b'"),
+        "{report}"
+    );
+    pair.verb(&["resync", "--table", "public.b"], 0).expect("resync");
+    pair.verb(&drained, 0).expect("run");
+    pair.assert_equal().expect("both compare");
+}

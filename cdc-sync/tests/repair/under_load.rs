@@ -109,8 +109,7 @@ fn mended_by_the_stream_between_survey_and_writing(pair: &Pair) {
         pair,
         "UPDATE account SET balance = -1 WHERE id <= 1000; DELETE FROM account WHERE id BETWEEN 1001 AND 1100",
     );
-    let name =
-        "'cdc_sync_' || d.oid || '+repair/' || c.source_system || '/' || c.stream || '/' || c.source_database";
+    let name = "'cdc_sync_' || d.oid || '+repair/' || c.source_system || '/' || c.stream || '/' || c.source_database";
     let of_job = "FROM cdc_sync.checkpoint c JOIN pg_database d ON d.datname = current_database()";
     let held = Session::on_green(
         pair,
