@@ -159,7 +159,7 @@ fn a_target_loses_the_streams_rows_and_the_last_one_the_schema() {
             site.publish_status(job, "{}").await.unwrap();
         }
         let done = clean(site, Side::Target, "a", false).await;
-        let rows = ["seed", "stream", "fence", "checkpoint", "status"];
+        let rows = ["seed", "stream", "fence", "checkpoint", "status", "history"];
         for table in rows {
             let row = format!("1 rows of table cdc_sync.{table}");
             assert!(done.dropped.contains(&row), "{done:?}");
