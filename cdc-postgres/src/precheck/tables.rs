@@ -17,6 +17,8 @@ pub(super) enum RowIdentity {
     DeferrableKey,
     /// `REPLICA IDENTITY NOTHING`
     Nothing,
+    /// generated columns, which a server from 18 on does not take for an identity unless they are published
+    Generated,
     /// no primary key
     None,
 }
@@ -109,7 +111,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         .collect())
 }
 
-/// `PG-REPLICA-IDENTITY`, `PG-REPLICA-IDENTITY-NOTHING`, `PG-KEY-DEFERRABLE`, `PG-UNLOGGED`,
+/// `PG-REPLICA-IDENTITY` with `-NOTHING` and `-GENERATED`, `PG-KEY-DEFERRABLE`, `PG-UNLOGGED`,
 /// `PG-FOREIGN-TABLE`, `PG-MATVIEW`, `PG-RLS`, `PG-SELECT-RIGHT`.
 pub(super) fn judge(relations: &[Relation], role: &str, found: &mut Findings) {
     for relation in relations {
@@ -132,6 +134,10 @@ fn judge_identity(relation: &Relation, found: &mut Findings) {
             "its primary key is deferrable and identifies no rows",
         ),
         RowIdentity::Nothing => ("PG-REPLICA-IDENTITY-NOTHING", "its replica identity is NOTHING"),
+        RowIdentity::Generated => (
+            "PG-REPLICA-IDENTITY-GENERATED",
+            "its replica identity has generated columns, which are not published",
+        ),
         RowIdentity::None => (
             "PG-REPLICA-IDENTITY",
             "it has neither a primary key nor another replica identity",
@@ -153,15 +159,21 @@ fn judge_identity(relation: &Relation, found: &mut Findings) {
         )
     };
     let table = qualified(&relation.name);
-    let key = match relation.identity {
-        RowIdentity::None => format!("; or: ALTER TABLE {table} ADD PRIMARY KEY (…);"),
-        _ => String::new(),
+    let full = format!("ALTER TABLE {table} REPLICA IDENTITY FULL;");
+    let remedy = match relation.identity {
+        RowIdentity::None => format!("{full}; or: ALTER TABLE {table} ADD PRIMARY KEY (…);"),
+        RowIdentity::Generated => {
+            format!(
+                "ALTER TABLE {table} REPLICA IDENTITY DEFAULT; it needs a primary key without generated columns"
+            )
+        }
+        _ => full,
     };
     found.add(
         (id, severity),
         format!("table {}", relation.name),
         format!("{what}: {effect}"),
-        format!("ALTER TABLE {table} REPLICA IDENTITY FULL;{key}"),
+        remedy,
     );
 }
 
@@ -300,6 +312,7 @@ pub(super) mod tests {
         for (identity, id) in [
             (RowIdentity::None, "PG-REPLICA-IDENTITY"),
             (RowIdentity::Nothing, "PG-REPLICA-IDENTITY-NOTHING"),
+            (RowIdentity::Generated, "PG-REPLICA-IDENTITY-GENERATED"),
             (RowIdentity::DeferrableKey, "PG-KEY-DEFERRABLE"),
         ] {
             assert_eq!(

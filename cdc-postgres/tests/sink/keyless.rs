@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use cdc_core::Kind;
 use cdc_core::model::Identity;
 use cdc_core::plan::PlanMode;
+use cdc_core::{Action, Kind};
 
 use crate::changes::{Changes, Of, table};
 use crate::on_each;
@@ -132,9 +132,11 @@ fn a_citext_key_uses_its_own_equality_and_its_index() {
     });
 }
 
-/// A session of green that changes the same row at the same moment: the row is waited for, and is there after it.
+/// A session of green that changes the same row at the same moment: the row is waited for. By its key it is there after
+/// that; one of several that may be equal has to be looked for again, which the pipeline does (`tests/lifecycle` of
+/// cdc-sync).
 #[test]
-fn a_row_that_somebody_else_changes_meanwhile_is_not_missing() {
+fn a_row_that_somebody_else_changes_meanwhile_is_waited_for() {
     let schema = "CREATE TABLE k (id int PRIMARY KEY, v text, own int); CREATE TABLE f (id int, v text, own int); \
                   INSERT INTO k VALUES (1, 'a', 0); INSERT INTO f VALUES (1, 'a', 0)";
     on_each("meanwhile", schema, async |mut target| {
@@ -162,8 +164,17 @@ fn a_row_that_somebody_else_changes_meanwhile_is_not_missing() {
                 }
                 green.batch_execute("COMMIT").await.unwrap();
             };
-            let (applied, ()) = tokio::join!(target.apply(changes.group(), PlanMode::Net), commits);
-            assert_eq!(applied.unwrap(), 1, "{name}");
+            let group = changes.group();
+            let (applied, ()) = tokio::join!(target.apply(group.clone(), PlanMode::Net), commits);
+            if name == "k" {
+                assert_eq!(applied.unwrap(), 1);
+                continue;
+            }
+            // Whether the server finds it where it is now depends on its version.
+            if let Err(error) = applied {
+                assert_eq!((error.kind(), error.what_to_do()), (Kind::Conflict, Action::Stop));
+                assert_eq!(target.apply(group, PlanMode::Ordered).await.unwrap(), 1);
+            }
         }
         let left = "SELECT (SELECT count(*) FROM k) + (SELECT count(*) FROM f)";
         assert_eq!(target.sql(left), "0");
