@@ -54,8 +54,13 @@ impl Relation {
 /// The worst identity of the table and its partitions, and the changes of all of them: the source refuses a change of
 /// a partition by the partition's own identity, and sends what the root's says.
 const MEMBERS: &str = "SELECT min(CASE WHEN t.relreplident = 'n' THEN '0 nothing' \
+         WHEN current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a \
+             WHERE a.attrelid = t.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
+             AND (t.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid \
+                  AND a.attnum = ANY (i.indkey) AND CASE t.relreplident WHEN 'd' THEN i.indisprimary \
+                                                    ELSE i.indisreplident END))) THEN '2 generated' \
          WHEN t.relreplident = 'f' THEN '3 given' \
-         WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisvalid \
+        WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisvalid \
               AND i.indimmediate AND CASE t.relreplident WHEN 'd' THEN i.indisprimary \
                                      ELSE i.indisreplident END) THEN '3 given' \
          WHEN t.relreplident = 'd' AND EXISTS (SELECT FROM pg_index i \
@@ -94,6 +99,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         unlogged: row.get(3),
         identity: match row.get::<_, &str>(4) {
             "3 given" => RowIdentity::Given,
+            "2 generated" => RowIdentity::Generated,
             "2 deferrable" => RowIdentity::DeferrableKey,
             "0 nothing" => RowIdentity::Nothing,
             _ => RowIdentity::None,
