@@ -92,7 +92,12 @@ fn identities_with_generated_columns_are_told_where_they_are_refused() {
                 ),
             )
             .unwrap();
-        let found = findings(&cluster.url("app"), Side::Source, "tables");
+        let warned = || {
+            let mut found = findings(&cluster.url("app"), Side::Source, "tables");
+            found.retain(|finding| finding.severity > Info);
+            found
+        };
+        let found = warned();
         let publish = "CREATE PUBLICATION p FOR ALL TABLES; UPDATE other_key SET id = 2";
         cluster.sql("app", publish).unwrap();
         let update = || cluster.sql("app", "UPDATE whole SET id = id + 1");
@@ -108,7 +113,7 @@ fn identities_with_generated_columns_are_told_where_they_are_refused() {
         let statement = finding.remedy.split(" it needs").next().unwrap();
         cluster.sql("app", statement).unwrap();
         update().unwrap();
-        assert!(findings(&cluster.url("app"), Side::Source, "tables").is_empty());
+        assert!(warned().is_empty());
     }
 }
 
