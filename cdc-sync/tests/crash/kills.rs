@@ -57,7 +57,7 @@ fn survives(pair: &Pair, kills: usize, pgbench_scale: Option<u32>) {
         ..Config::default()
     };
     let workload = Workload::start(&url, &load).expect("the workload starts");
-    let watch = Watch::start(&pair);
+    let watch = Watch::start(pair);
     let mut moments = Moments(SEED);
     for kill in 0..kills {
         // The first kills meet the seed and the index build, the later ones the stream.
