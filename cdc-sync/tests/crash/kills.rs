@@ -1,8 +1,5 @@
 //! Blue under load, cdc-sync killed again and again: in the seed, while indexes are built, while following.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use testbed::pair::LIMIT;
@@ -57,7 +54,6 @@ fn survives(pair: &Pair, kills: usize, pgbench_scale: Option<u32>) {
         ..Config::default()
     };
     let workload = Workload::start(&url, &load).expect("the workload starts");
-    let watch = Watch::start(pair);
     let mut moments = Moments(SEED);
     for kill in 0..kills {
         // The first kills meet the seed and the index build, the later ones the stream.
@@ -78,69 +74,9 @@ fn survives(pair: &Pair, kills: usize, pgbench_scale: Option<u32>) {
     running.sigterm().expect("the signal arrives");
     let ended = running.wait_timeout(LIMIT).expect("run ends after SIGTERM");
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
-    let samples = watch.end();
-    assert!(samples >= 100, "{samples} samples");
     let drained = pair.verb(&["run", "--until-caught-up"], 0).expect("run");
     pair.assert_equal().expect("both compare");
     assert_accounted(&drained, totals.changes());
-}
-
-/// Looks all the time whether blue was told of no position that green does not hold.
-struct Watch {
-    ended: Arc<AtomicBool>,
-    watching: JoinHandle<u32>,
-}
-
-impl Watch {
-    fn start(pair: &Pair) -> Watch {
-        let urls = pair.urls();
-        let ended = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&ended);
-        Watch {
-            ended,
-            watching: std::thread::spawn(move || {
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .expect("a runtime")
-                    .block_on(watch(urls, &until))
-            }),
-        }
-    }
-
-    /// How often it looked.
-    fn end(self) -> u32 {
-        self.ended.store(true, Ordering::Relaxed);
-        self.watching.join().expect("nothing was confirmed too early")
-    }
-}
-
-async fn watch([blue, green]: [String; 2], ended: &AtomicBool) -> u32 {
-    let blue = testbed::postgres::connect(&blue).await.expect("blue is there");
-    let green = testbed::postgres::connect(&green).await.expect("green is there");
-    let one = async |client: &tokio_postgres::Client, sql: &str| -> String {
-        let row = client.query_one(sql, &[]).await.expect("it answers");
-        row.get(0)
-    };
-    let mut samples = 0;
-    while !ended.load(Ordering::Relaxed) {
-        // In this order: the checkpoint may only move on between the two.
-        let confirmed = one(
-            &blue,
-            "SELECT confirmed_flush_lsn::text FROM pg_replication_slots",
-        )
-        .await;
-        let ahead = format!(
-            "SELECT '{confirmed}' || ' ' || position FROM cdc_sync.checkpoint WHERE position::pg_lsn < '{confirmed}'"
-        );
-        let ahead = green.query_opt(&ahead, &[]).await.expect("green answers");
-        if let Some(ahead) = ahead {
-            panic!("confirmed, and held: {}", ahead.get::<_, String>(0));
-        }
-        samples += 1;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    samples
 }
 
 /// Waits until the first checkpoint is on green.
