@@ -17,6 +17,8 @@ pub(super) enum RowIdentity {
     DeferrableKey,
     /// `REPLICA IDENTITY NOTHING`
     Nothing,
+    /// generated columns, which a server from 18 on does not take for an identity unless they are published
+    Generated,
     /// no primary key
     None,
 }
@@ -52,8 +54,13 @@ impl Relation {
 /// The worst identity of the table and its partitions, and the changes of all of them: the source refuses a change of
 /// a partition by the partition's own identity, and sends what the root's says.
 const MEMBERS: &str = "SELECT min(CASE WHEN t.relreplident = 'n' THEN '0 nothing' \
+         WHEN current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a \
+             WHERE a.attrelid = t.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
+             AND (t.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid \
+                  AND a.attnum = ANY (i.indkey) AND CASE t.relreplident WHEN 'd' THEN i.indisprimary \
+                                                    ELSE i.indisreplident END))) THEN '2 generated' \
          WHEN t.relreplident = 'f' THEN '3 given' \
-         WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisvalid \
+        WHEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indisvalid \
               AND i.indimmediate AND CASE t.relreplident WHEN 'd' THEN i.indisprimary \
                                      ELSE i.indisreplident END) THEN '3 given' \
          WHEN t.relreplident = 'd' AND EXISTS (SELECT FROM pg_index i \
@@ -92,6 +99,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         unlogged: row.get(3),
         identity: match row.get::<_, &str>(4) {
             "3 given" => RowIdentity::Given,
+            "2 generated" => RowIdentity::Generated,
             "2 deferrable" => RowIdentity::DeferrableKey,
             "0 nothing" => RowIdentity::Nothing,
             _ => RowIdentity::None,
@@ -109,7 +117,7 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
         .collect())
 }
 
-/// `PG-REPLICA-IDENTITY`, `PG-REPLICA-IDENTITY-NOTHING`, `PG-KEY-DEFERRABLE`, `PG-UNLOGGED`,
+/// `PG-REPLICA-IDENTITY` with `-NOTHING` and `-GENERATED`, `PG-KEY-DEFERRABLE`, `PG-UNLOGGED`,
 /// `PG-FOREIGN-TABLE`, `PG-MATVIEW`, `PG-RLS`, `PG-SELECT-RIGHT`.
 pub(super) fn judge(relations: &[Relation], role: &str, found: &mut Findings) {
     for relation in relations {
@@ -132,6 +140,10 @@ fn judge_identity(relation: &Relation, found: &mut Findings) {
             "its primary key is deferrable and identifies no rows",
         ),
         RowIdentity::Nothing => ("PG-REPLICA-IDENTITY-NOTHING", "its replica identity is NOTHING"),
+        RowIdentity::Generated => (
+            "PG-REPLICA-IDENTITY-GENERATED",
+            "its replica identity has generated columns, which are not published",
+        ),
         RowIdentity::None => (
             "PG-REPLICA-IDENTITY",
             "it has neither a primary key nor another replica identity",
@@ -153,15 +165,21 @@ fn judge_identity(relation: &Relation, found: &mut Findings) {
         )
     };
     let table = qualified(&relation.name);
-    let key = match relation.identity {
-        RowIdentity::None => format!("; or: ALTER TABLE {table} ADD PRIMARY KEY (…);"),
-        _ => String::new(),
+    let full = format!("ALTER TABLE {table} REPLICA IDENTITY FULL;");
+    let remedy = match relation.identity {
+        RowIdentity::None => format!("{full}; or: ALTER TABLE {table} ADD PRIMARY KEY (…);"),
+        RowIdentity::Generated => {
+            format!(
+                "ALTER TABLE {table} REPLICA IDENTITY DEFAULT; it needs a primary key without generated columns"
+            )
+        }
+        _ => full,
     };
     found.add(
         (id, severity),
         format!("table {}", relation.name),
         format!("{what}: {effect}"),
-        format!("ALTER TABLE {table} REPLICA IDENTITY FULL;{key}"),
+        remedy,
     );
 }
 
@@ -300,6 +318,7 @@ pub(super) mod tests {
         for (identity, id) in [
             (RowIdentity::None, "PG-REPLICA-IDENTITY"),
             (RowIdentity::Nothing, "PG-REPLICA-IDENTITY-NOTHING"),
+            (RowIdentity::Generated, "PG-REPLICA-IDENTITY-GENERATED"),
             (RowIdentity::DeferrableKey, "PG-KEY-DEFERRABLE"),
         ] {
             assert_eq!(

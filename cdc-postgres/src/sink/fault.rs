@@ -17,6 +17,9 @@ const SHOWN: usize = 64;
 const TARGET_WRITTEN: &str =
     "was the target written to by someone else? `verify` shows what differs; mend the row, then run again";
 
+const VALUE_TAKEN: &str = "was the target written to by someone else? `verify` shows what differs; mend the row, then run again. A constraint \
+     that the source checks at the end of its transactions must be DEFERRABLE INITIALLY DEFERRED on the target too";
+
 /// Turns a failure into an error of the core. An error that the server gave for a set of rows has the action
 /// [`Action::Conflict`] when the order of statements may be to blame.
 pub(super) fn explain(failure: Failure, plan: &ApplyPlan, tables: &Tables, stream: &str) -> Error {
@@ -185,7 +188,7 @@ fn refused_row(error: PgError, plan: &ApplyPlan, tables: &Tables, row: RowSubjec
     }
     match refused.remedy_text() {
         Some(remedy) => error.remedy(remedy),
-        None if kind == Kind::Conflict => error.remedy(TARGET_WRITTEN),
+        None if kind == Kind::Conflict => error.remedy(VALUE_TAKEN),
         None => error.remedy("mend the row or the target's column or constraint, then run again"),
     }
 }

@@ -75,6 +75,48 @@ fn sound_databases_have_no_findings() {
     assert_eq!(ids(&backwards), [("PG-VERSION-OLDER", Info)]);
 }
 
+/// What the server refuses is told before a publication makes it do so; an older server refuses nothing.
+#[test]
+fn identities_with_generated_columns_are_told_where_they_are_refused() {
+    for major in [17, 18] {
+        let cluster = PgCluster::builder(major).start().unwrap();
+        cluster.create_database("app").unwrap();
+        let generated = "int GENERATED ALWAYS AS (id * 2) STORED";
+        cluster
+            .sql(
+                "app",
+                &format!(
+                    "CREATE TABLE whole (id int PRIMARY KEY, v {generated}); ALTER TABLE whole REPLICA IDENTITY FULL;
+                     CREATE TABLE other_key (id int PRIMARY KEY, v {generated}); INSERT INTO whole VALUES (1);
+                     INSERT INTO other_key VALUES (1)"
+                ),
+            )
+            .unwrap();
+        let warned = || {
+            let mut found = findings(&cluster.url("app"), Side::Source, "tables");
+            found.retain(|finding| finding.id.starts_with("PG-REPLICA-IDENTITY"));
+            found
+        };
+        let found = warned();
+        let publish = "CREATE PUBLICATION p FOR ALL TABLES; UPDATE other_key SET id = 2";
+        cluster.sql("app", publish).unwrap();
+        let update = || cluster.sql("app", "UPDATE whole SET id = id + 1");
+        if major == 17 {
+            assert!(found.is_empty(), "{found:#?}");
+            update().unwrap();
+            continue;
+        }
+        assert_eq!(ids(&found), [("PG-REPLICA-IDENTITY-GENERATED", Warn)]);
+        let finding = about(&found, "PG-REPLICA-IDENTITY-GENERATED", "public.whole");
+        let refused = update().unwrap_err().to_string();
+        assert!(refused.contains("unpublished generated columns"), "{refused}");
+        let statement = finding.remedy.split(" it needs").next().unwrap();
+        cluster.sql("app", statement).unwrap();
+        update().unwrap();
+        assert!(warned().is_empty());
+    }
+}
+
 #[test]
 fn tables_that_are_left_behind_or_cannot_be_followed() {
     for major in MAJORS {

@@ -119,6 +119,54 @@ fn every_policy_has_its_documented_winner() {
 }
 
 #[test]
+fn equal_versions_are_decided_by_the_node() {
+    let schema = "CREATE TABLE n (id int8 PRIMARY KEY, v text, ver int8, node text)";
+    let fill = "TRUNCATE n; INSERT INTO n SELECT i, 'green', 5, 'b' FROM generate_series(1, 6) i";
+    on_each("policy_nodes", schema, async |mut target| {
+        let n = table("n", &["*id", "v", "ver", "node"], Identity::Key);
+        let lww = Policy::Lww(VersionColumns {
+            version: "ver".into(),
+            node: Some("node".into()),
+        });
+        target.set_policy("n", &lww).await;
+        let row = |id: &'static str, node: Of<'static>| [id.into(), "blue".into(), "5".into(), node];
+        for mode in [PlanMode::Net, PlanMode::Ordered] {
+            target.sql(fill);
+            let mut changes = Changes::new();
+            for (insert, update, node) in [("1", "4", "a"), ("2", "5", "b"), ("3", "6", "c")] {
+                changes = changes
+                    .insert(&n, &row(insert, node.into()))
+                    .update(&n, &row(update, node.into()));
+            }
+            apply(&mut target, changes.group(), mode).await.unwrap();
+            let (rows, log) = state(&target, "n");
+            assert_eq!(
+                rows, "(1,green,5,b) (2,blue,5,b) (3,blue,5,c) (4,green,5,b) (5,blue,5,b) (6,blue,5,c)",
+                "{mode:?}"
+            );
+            assert_eq!(
+                log,
+                "1 insert_exists green settled, 2 insert_exists blue settled, 3 insert_exists blue settled, \
+                 4 update_origin_differs green settled",
+                "{mode:?}"
+            );
+            // A node that is not known decides nothing.
+            target.sql(fill);
+            for (changes, kind) in [
+                (Changes::new().insert(&n, &row("1", Of::Null)), "insert_exists"),
+                (
+                    Changes::new().update(&n, &row("1", Of::Null)),
+                    "update_origin_differs",
+                ),
+            ] {
+                let error = apply(&mut target, changes.group(), mode).await.unwrap_err();
+                undecided(&error, kind, "public.n (id=1)");
+            }
+        }
+    });
+}
+
+#[test]
 fn what_was_in_the_way_is_in_the_log() {
     on_each("policy_log", SCHEMA, async |mut target| {
         let t = table("t", &["*id", "v", "ver"], Identity::Key);

@@ -1,8 +1,11 @@
 //! The initial copy while the source is written to: the target holds exactly what the slot's snapshot shows.
 
+use std::time::Duration;
+
 use cdc_core::engine::SchemaPhase;
 use cdc_core::seed::{Snapshot, TablePart};
-use cdc_core::{Action, Kind, Result, Site, TableSelection};
+use cdc_core::{Action, Engine, Kind, Result, Site, TableSelection};
+use cdc_postgres::PgEngine;
 use testbed::PgCluster;
 use testbed::provision::postgres_tools;
 
@@ -384,4 +387,58 @@ async fn a_refused_row_is_named_without_its_value_and_nothing_stays() {
         .err()
         .unwrap();
     assert_eq!(error.kind(), Kind::Config);
+}
+
+/// `run` does not look for it before: a policy that hides rows must fail the copy that it would cut short.
+#[tokio::test]
+async fn rows_that_the_role_may_not_see_fail_the_copy() {
+    let cluster = cluster(14);
+    cluster
+        .sql(
+            "db",
+            "CREATE ROLE half_blind LOGIN REPLICATION; \
+             CREATE TABLE h (id int PRIMARY KEY); INSERT INTO h SELECT generate_series(1, 5); \
+             ALTER TABLE h ENABLE ROW LEVEL SECURITY; CREATE POLICY low ON h USING (id < 3) WITH CHECK (true); \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON h TO half_blind",
+        )
+        .unwrap();
+    let url = cluster.url("db").replace("postgres@", "half_blind@");
+    let blind = PgEngine.connect(&url, Duration::from_secs(30)).await.unwrap();
+    let seeing = site(&cluster).await;
+    let epoch = fence(&*seeing).await.epoch();
+    cluster
+        .sql(
+            "db",
+            "GRANT USAGE ON SCHEMA cdc_sync TO half_blind; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA cdc_sync TO half_blind",
+        )
+        .unwrap();
+    let named = |error: cdc_core::Error| {
+        assert_eq!(error.kind(), Kind::Permission, "{error:?}");
+        assert!(format!("{error:?}").contains("row-level security"), "{error:?}");
+        let named = error.to_string().contains("\"h\"")
+            || error.object_name().is_some_and(|name| name.contains("public.h"));
+        assert!(named, "{error:?}");
+    };
+
+    let snapshot = blind.create_snapshot(&names(), false).await.unwrap();
+    let parts = snapshot.parts(&table("public", "h"), 1 << 30).await.unwrap();
+    let read = async {
+        let mut reader = snapshot.read(&parts[0]).await?;
+        let mut bytes = 0;
+        while let Some(chunk) = reader.next().await? {
+            bytes += chunk.len();
+        }
+        Ok::<_, cdc_core::Error>(bytes)
+    };
+    named(read.await.unwrap_err());
+
+    let load = async {
+        let format = cdc_core::seed::BulkFormat("postgres.copy.text");
+        let mut loader = blind.loader("job", epoch, &parts[0], format).await?;
+        loader.write(bytes::Bytes::from_static(b"6\n")).await?;
+        loader.finish().await
+    };
+    named(load.await.unwrap_err());
+    assert_eq!(cluster.sql("db", "SELECT count(*) FROM h").unwrap(), "5");
 }

@@ -69,6 +69,46 @@ fn what_is_confirmed_is_durable_and_never_taken_back() {
     }
 }
 
+/// Positions of changes that overlap are in no order: only those of commits are resumed from.
+#[test]
+fn overlapping_transactions_come_once_and_in_commit_order_over_a_restart() {
+    for major in [12, 18] {
+        let stage = Stage::set(major, &[], SCHEMA);
+        let url = stage.cluster.url("app");
+        let connect = || stage.runtime.block_on(testbed::postgres::connect(&url)).unwrap();
+        let [long, short] = [connect(), connect()];
+        let run = |client: &tokio_postgres::Client, sql| {
+            stage.runtime.block_on(client.batch_execute(sql)).unwrap();
+        };
+        run(&long, "BEGIN; INSERT INTO t VALUES (1, 'long')");
+        run(&short, "BEGIN; INSERT INTO t VALUES (2, 'short')");
+        run(&long, "INSERT INTO t VALUES (3, 'long')");
+        run(&short, "COMMIT");
+        let mut reader = stage.open(&stage.from).unwrap();
+        reader.read_until(|batch, _| batch.txns().iter().any(|txn| txn.last));
+        let between = reader.tracker.position();
+        reader.confirm(Some(&between));
+        wait_for("the position is confirmed", || {
+            stage.confirmed() == between.as_str()
+        });
+        let before = std::mem::take(&mut reader.lines);
+        reader.close();
+        run(&long, "INSERT INTO t VALUES (4, 'long'); COMMIT");
+        stage.mark();
+        let mut reader = stage.open(&between).unwrap();
+        let after = reader.read_to_marker();
+        reader.close();
+        let inserts = |lines: Vec<String>| -> Vec<String> {
+            let ids = lines.iter().filter(|line| line.starts_with("insert public.t"));
+            ids.map(|line| line["insert public.t -> ".len()..].to_owned())
+                .collect()
+        };
+        assert_eq!(inserts(before), ["('2', 'short')"], "PostgreSQL {major}");
+        let long = ["('1', 'long')", "('3', 'long')", "('4', 'long')"];
+        assert_eq!(inserts(after), long, "PostgreSQL {major}");
+    }
+}
+
 #[test]
 fn an_idle_stream_follows_the_log() {
     for major in [12, 15, 18] {

@@ -146,6 +146,15 @@ pub(super) const CASES: &[Case] = &[
         Info,
         "CREATE TABLE g (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED)",
     ),
+    Case {
+        source_since: 18,
+        ..on_source(
+            "PG-REPLICA-IDENTITY-GENERATED",
+            Warn,
+            "CREATE TABLE g (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED);
+             ALTER TABLE g REPLICA IDENTITY FULL",
+        )
+    },
     on_source(
         "PG-IDENTITY-COLUMN",
         Info,

@@ -135,7 +135,7 @@ fn kill((name, passes, _): (&str, u32, When)) -> String {
 }
 
 /// Waits until it has died of the signal that nothing catches.
-fn expect_death(running: &mut Process, what: &str) {
+pub(crate) fn expect_death(running: &mut Process, what: &str) {
     let ended = running.wait_timeout(LIMIT).expect("it dies");
     assert_eq!(
         ended.status.signal(),

@@ -96,6 +96,11 @@ impl Lane {
         self.written += load.stop().expect("the workload kept count").changes();
     }
 
+    /// Counts what a test has written by itself.
+    pub(crate) fn wrote(&mut self, changes: u64) {
+        self.written += changes;
+    }
+
     /// Whether the first checkpoint is stored.
     pub(crate) fn has_checkpoint(&self) -> bool {
         let table = "SELECT to_regclass('cdc_sync.checkpoint') IS NOT NULL";

@@ -1,6 +1,7 @@
 //! What may happen to a migration from outside, and that nothing of it loses or repeats a row: death at each step,
 //! connections cut and frozen, servers that stop, disks that fill, slots that go.
 
+mod copied;
 mod failover;
 mod failpoints;
 mod held;

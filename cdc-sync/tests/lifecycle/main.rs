@@ -1,6 +1,7 @@
 //! The life of a job beside its stream: what may change between and during runs, whose the slot is, what an outage
 //! at any step does, what the target may look like.
 
+mod meanwhile;
 mod outages;
 mod retention;
 mod slots;

@@ -36,6 +36,67 @@ fn a_seeded_target_with_its_own_schema_has_statistics() {
 }
 
 #[test]
+fn columns_in_another_order_and_keys_that_are_checked_at_once() {
+    let pair = Pair::start(12, 18).expect("two servers");
+    pair.on_blue(
+        "CREATE TABLE placed (id int PRIMARY KEY, a text, b text); \
+         INSERT INTO placed SELECT n, 'a' || n, 'b' || n FROM generate_series(1, 20) n; \
+         CREATE TABLE turned (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED); \
+         INSERT INTO turned SELECT n, n FROM generate_series(1, 100) n",
+    )
+    .expect("blue has tables");
+    pair.on_green(
+        "CREATE TABLE placed (b text, extra text DEFAULT 'x', a text, id int PRIMARY KEY); \
+         CREATE TABLE turned (id int PRIMARY KEY, u int UNIQUE)",
+    )
+    .expect("green has them otherwise");
+    let equal = |what: &str| {
+        let rows = "SELECT md5(string_agg(concat_ws(',', id, a, b), ' ' ORDER BY id)) FROM placed";
+        assert_eq!(
+            pair.on_blue(rows).unwrap(),
+            pair.on_green(rows).unwrap(),
+            "{what}"
+        );
+        let rows = "SELECT md5(string_agg(concat_ws(',', id, u), ' ' ORDER BY id)) FROM turned";
+        assert_eq!(
+            pair.on_blue(rows).unwrap(),
+            pair.on_green(rows).unwrap(),
+            "{what}"
+        );
+        let other = "SELECT count(*) FROM placed WHERE extra IS DISTINCT FROM 'x'";
+        assert_eq!(pair.on_green(other).unwrap(), "0", "{what}");
+    };
+    until_caught_up(&pair);
+    equal("after the seed");
+    // Few rows, which are applied one by one, and many, by set and COPY.
+    for many in [1, 200] {
+        pair.on_blue(&format!(
+            "INSERT INTO placed SELECT {many} * 1000 + n, 'a', 'b' || n FROM generate_series(1, {many}) n; \
+             UPDATE placed SET a = 'new' WHERE id <= {many}; UPDATE placed SET id = -id WHERE id = 5 + {many} % 3; \
+             DELETE FROM placed WHERE id = 10 + {many} % 3"
+        ))
+        .expect("blue changes");
+        until_caught_up(&pair);
+        equal("after changes");
+    }
+    pair.on_blue("UPDATE turned SET u = 101 - u")
+        .expect("blue turns them");
+    let report = pair.verb(&["run", "--until-caught-up"], 8).expect("run");
+    let said = error(&report);
+    assert!(
+        said.contains("public.turned") && said.contains("turned_u_key"),
+        "{report}"
+    );
+    assert!(said.contains("DEFERRABLE INITIALLY DEFERRED"), "{report}");
+    pair.on_green(
+        "ALTER TABLE turned DROP CONSTRAINT turned_u_key, ADD UNIQUE (u) DEFERRABLE INITIALLY DEFERRED",
+    )
+    .expect("green does what the remedy says");
+    until_caught_up(&pair);
+    equal("after all were turned");
+}
+
+#[test]
 fn a_target_whose_tables_do_not_fit_is_refused_by_check_and_run() {
     let pair = pair();
     pair.on_green("CREATE TABLE t (id bigint, v text, must int NOT NULL)")

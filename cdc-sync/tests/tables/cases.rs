@@ -127,6 +127,22 @@ pub(super) const CASES: &[Case] = &[
          UPDATE made SET a = a + 1;; DELETE FROM made WHERE id = {n};; UPDATE numbered SET v = 'v{n}';;
          UPDATE numbered SET id = DEFAULT WHERE k = 'k' || {n};; INSERT INTO numbered (k) VALUES ('new{n}');;",
     ),
+    Case {
+        from: 18,
+        on_green: &[
+            ("SELECT count(*) FROM computed WHERE v IS DISTINCT FROM a * 2", "0"),
+            ("SELECT attgenerated::text FROM pg_attribute WHERE attrelid = 'computed'::regclass AND attname = 'v'", "v"),
+        ],
+        ..case(
+            "virtual generated columns",
+            "CREATE TABLE computed (v int GENERATED ALWAYS AS (a * 2) VIRTUAL, id int PRIMARY KEY, a int);
+             CREATE TABLE computed_gone (v int GENERATED ALWAYS AS (id + 1) VIRTUAL, id int PRIMARY KEY);
+             INSERT INTO computed (id, a) SELECT n, n FROM generate_series(1, 20) n;
+             INSERT INTO computed_gone (id) VALUES (1)",
+            "UPDATE computed SET a = a + 1;; UPDATE computed SET id = id + 100 WHERE id = {n};; DELETE FROM computed WHERE id = 10 + {n};;
+             INSERT INTO computed (id, a) SELECT 1000 * {n} + n, n FROM generate_series(1, 9) n;; TRUNCATE computed_gone;; INSERT INTO computed_gone (id) VALUES ({n});;",
+        )
+    },
     case(
         "keys that a cascade moves, and children without a key that go with their parent",
         "CREATE TABLE house (id int PRIMARY KEY); CREATE TABLE room (house int REFERENCES house ON UPDATE CASCADE ON DELETE CASCADE,

@@ -110,7 +110,7 @@ fn every_table_of_the_oldest_server() {
 
 #[test]
 fn every_table_of_a_recent_server() {
-    every_table(17, 17, Ground::Bare);
+    every_table(18, 18, Ground::Bare);
 }
 
 /// On 14 nobody but a superuser may set `session_replication_role`.

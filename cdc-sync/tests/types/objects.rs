@@ -103,3 +103,43 @@ fn the_value_that_green_refuses_is_named_however_many_tables_wait() {
     let error = stopped(&pair);
     assert!(error.contains("public.t"), "{error}");
 }
+
+/// Sessions of ours have an empty `search_path`: what a function finds by it on blue, it does not find on green.
+#[test]
+fn functions_that_need_a_search_path_are_named_and_can_be_given_one() {
+    let pair = Pair::start(13, 18).expect("two servers");
+    pair.on_blue(
+        "CREATE FUNCTION plain(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN lower($1); END';
+         CREATE FUNCTION lost(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN plain($1); END';
+         CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM plain(NEW.v); RETURN NEW; END';
+         CREATE TABLE checked (id int PRIMARY KEY, v text CHECK (lost(v) <> ''));
+         CREATE TABLE indexed (id int PRIMARY KEY, v text); CREATE INDEX by_lost ON indexed (lost(v));
+         CREATE TABLE watched (id int PRIMARY KEY, v text);
+         CREATE TRIGGER seen BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION seen();
+         ALTER TABLE watched ENABLE ALWAYS TRIGGER seen;
+         INSERT INTO checked VALUES (1, 'A'); INSERT INTO indexed VALUES (1, 'A'); INSERT INTO watched VALUES (1, 'A')",
+    )
+    .expect("the tables");
+    let needs = |table: &str| {
+        let error = stopped(&pair);
+        assert!(
+            error.contains(table) && error.contains("plain(text) does not exist"),
+            "{table}: {error}"
+        );
+    };
+    needs("checked");
+    pair.on_green("ALTER FUNCTION lost SET search_path = public")
+        .expect("green mends it");
+    caught_up(&pair);
+    // In the stream: one that was mended and is not any more, for an index, and one for a trigger.
+    pair.on_green("ALTER FUNCTION lost RESET search_path")
+        .expect("green forgets it");
+    for (table, function) in [("indexed", "lost"), ("watched", "seen")] {
+        pair.on_blue(&format!("INSERT INTO {table} VALUES (2, 'B')"))
+            .expect("blue writes");
+        needs(table);
+        pair.on_green(&format!("ALTER FUNCTION {function} SET search_path = public"))
+            .expect("green mends it");
+        caught_up(&pair);
+    }
+}

@@ -135,3 +135,39 @@ fn a_trigger_that_must_see_every_change_sees_every_change() {
     assert_eq!(pair.on_green("SELECT last_value FROM fired").unwrap(), "3");
     end(running);
 }
+
+/// The server makes a slot only when what writes already has ended; meanwhile the run says for whom it waits.
+#[test]
+fn who_keeps_the_slot_from_being_made_is_named() {
+    let blue = testbed::PgCluster::builder(14).setting("max_prepared_transactions", "1");
+    let pair = testbed::Pair {
+        blue: blue.start().unwrap(),
+        green: testbed::PgCluster::builder(18).start().unwrap(),
+    };
+    for side in [&pair.blue, &pair.green] {
+        side.create_database(testbed::Pair::DATABASE).unwrap();
+    }
+    pair.on_blue("CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let open = runtime
+        .block_on(testbed::postgres::connect(&pair.urls()[0]))
+        .unwrap();
+    let run = |sql: &str| runtime.block_on(open.batch_execute(sql)).unwrap();
+    run("SET application_name = 'forgotten'; BEGIN; INSERT INTO t VALUES (1)");
+    let pid: i32 = runtime
+        .block_on(open.query_one("SELECT pg_backend_pid()", &[]))
+        .unwrap()
+        .get(0);
+    let mut running = pair.spawn(&["run", "--until-caught-up"]).unwrap();
+    for said in [format!("process {pid}"), "forgotten".to_owned()] {
+        running.wait_for(&said, testbed::pair::LIMIT).unwrap();
+    }
+    run("PREPARE TRANSACTION 'left'");
+    running
+        .wait_for("a prepared transaction", testbed::pair::LIMIT)
+        .unwrap();
+    run("COMMIT PREPARED 'left'");
+    let ended = running.wait_timeout(testbed::pair::LIMIT).unwrap();
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+    pair.assert_equal().unwrap();
+}
