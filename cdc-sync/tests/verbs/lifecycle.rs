@@ -140,10 +140,8 @@ fn a_trigger_that_must_see_every_change_sees_every_change() {
 #[test]
 fn who_keeps_the_slot_from_being_made_is_named() {
     let blue = testbed::PgCluster::builder(14).setting("max_prepared_transactions", "1");
-    let pair = testbed::Pair {
-        blue: blue.start().unwrap(),
-        green: testbed::PgCluster::builder(18).start().unwrap(),
-    };
+    let green = testbed::PgCluster::builder(18).start().unwrap();
+    let pair = testbed::Pair::of(blue.start().unwrap(), green);
     for side in [&pair.blue, &pair.green] {
         side.create_database(testbed::Pair::DATABASE).unwrap();
     }
