@@ -18,6 +18,15 @@ pub(crate) const OPTIONS: HistoryOptions = HistoryOptions {
     ..HistoryOptions::ALL
 };
 
+/// All of them in the long tier, two of five otherwise.
+fn cases(all: u32) -> u32 {
+    if testbed::runs_long_tier() {
+        all
+    } else {
+        all * 2 / 5
+    }
+}
+
 fn runner(cases: u32) -> TestRunner {
     TestRunner::new(ProptestConfig {
         cases,
@@ -134,7 +143,7 @@ impl Ways {
 fn plans_do_what_the_changes_do_one_by_one() {
     let targets = Targets::open("histories", &[Login::Superuser, Login::Ordinary]);
     let (ways, runs) = (RefCell::new(Ways::default()), RefCell::new(HistoryRun::default()));
-    let done = runner(100).run(&(any::<u64>(), transactions()), |(seed, txns)| {
+    let done = runner(cases(100)).run(&(any::<u64>(), transactions()), |(seed, txns)| {
         let history = History::new(seed, OPTIONS, &txns);
         let mut taken = ways.take();
         let run = targets.run(seed, async |harness| {
@@ -157,7 +166,7 @@ fn plans_do_what_the_changes_do_one_by_one() {
 fn net_windows_reach_the_state_at_their_end() {
     // To an ordinary login foreign keys show the states in between, which a window does not order.
     let targets = Targets::open("windows", &[Login::Superuser]);
-    let done = runner(50).run(&(any::<u64>(), transactions()), |(seed, txns)| {
+    let done = runner(cases(50)).run(&(any::<u64>(), transactions()), |(seed, txns)| {
         let history = History::new(seed, HistoryOptions::WINDOWS, &txns);
         let run = targets.run(seed, async |harness| apply_windows(harness, &history, seed).await);
         prop_assert!(run.is_ok(), "{:?}", run.err());

@@ -115,7 +115,7 @@ fn a_lock_in_the_way_is_named_and_a_missing_right_explained() {
         let deadline = Instant::now() + Duration::from_secs(120);
         while source.sql("db", held).unwrap() != "1" {
             assert!(Instant::now() < deadline, "the table is not locked");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(60));
         }
         let inspected = runtime.block_on(blue.inspect(&TableSelection::default()));
         let error = inspected.unwrap_err();

@@ -30,7 +30,7 @@ fn wait_for_replay(standby: &PgCluster, position: &Position) {
     let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
     while standby.sql("app", &replayed).unwrap() != "t" {
         assert!(Instant::now() < deadline, "the standby does not follow");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }
 

@@ -11,7 +11,7 @@ fn wait_until(running: &mut Process, what: &str, mut condition: impl FnMut() -> 
     while !condition() {
         assert!(running.is_running(), "{what}: it has ended\n{}", running.stderr());
         assert!(Instant::now() < deadline, "{what}\n{}", running.stderr());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }
 

@@ -21,7 +21,7 @@ fn load(cluster: &PgCluster, seed: u64) -> u64 {
     let load = Workload::start(&cluster.url(DATABASE), &config).expect("the workload starts");
     while load.progress().changes() < 200 {
         assert!(!load.has_failed(), "the workload failed");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
     load.stop().expect("the workload kept count").changes()
 }

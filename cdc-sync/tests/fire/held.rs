@@ -69,6 +69,6 @@ fn wait(what: &str, running: &mut Process, mut condition: impl FnMut(&str) -> bo
             running.stderr()
         );
         assert!(Instant::now() < deadline, "{what}\n{}", running.stderr());
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }

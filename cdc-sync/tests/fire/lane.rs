@@ -120,7 +120,7 @@ impl Lane {
                 return None;
             }
             assert!(Instant::now() < deadline, "no checkpoint\n{}", running.stderr());
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(40));
         }
     }
 

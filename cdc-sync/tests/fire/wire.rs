@@ -230,7 +230,7 @@ fn follow_through(lane: &mut Lane, hit: Hit) -> bool {
             "{hit:?}: it does not go on\n{}",
             running.stderr()
         );
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
     lane.book(load);
     running.sigterm().expect("the signal arrives");

@@ -106,7 +106,7 @@ fn wait(what: &str, running: &mut Process, mut condition: impl FnMut() -> bool) 
             "{what}: not within {LIMIT:?}\n{}",
             running.stderr()
         );
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }
 

@@ -36,7 +36,7 @@ fn wait_for_green(pair: &Pair, query: &str) {
     let deadline = Instant::now() + LIMIT;
     while pair.on_green(query).unwrap() != "t" {
         assert!(Instant::now() < deadline, "{query}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }
 

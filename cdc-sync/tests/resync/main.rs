@@ -45,7 +45,7 @@ fn wait(what: &str, running: &mut [&mut Process], mut condition: impl FnMut() ->
             );
         }
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }
 

@@ -121,6 +121,9 @@ fn every_type_of_the_oldest_server_arrives_on_the_newest() {
 /// On 14 nobody but a superuser may set `session_replication_role`.
 #[test]
 fn every_type_arrives_for_roles_that_are_no_superusers() {
+    if !testbed::runs_long_tier() {
+        return;
+    }
     let mut pair = Pair::start(12, 14).expect("two servers");
     pair.on_blue(&format!("{}{}", tables::CLEAN, values::CREATE))
         .expect("the types");

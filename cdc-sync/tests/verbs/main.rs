@@ -66,6 +66,6 @@ fn wait_for_green(pair: &Pair, running: &mut Process, query: &str, wanted: &str)
             "{query} is not {wanted}\n{}",
             running.stderr()
         );
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(60));
     }
 }
