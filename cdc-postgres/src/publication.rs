@@ -329,6 +329,14 @@ pub(crate) async fn unpublished(
             "publication {publication} leaves out some kinds of changes (its option `publish`)"
         ));
     }
+    if has_roots(client, tables).await? {
+        let existing = options(client, version, publication, true).await?;
+        if existing.is_some_and(|existing| !existing.as_wanted) {
+            return all(format!(
+                "publication {publication} sends partitions by themselves (its option `publish_via_partition_root`)"
+            ));
+        }
+    }
     if row.get(0) {
         return Ok(Vec::new());
     }

@@ -24,6 +24,7 @@ use super::backoff::Backoff;
 use super::follow::{Following, complete_schema, follow, not_stopping, pass_marker};
 use super::prepare::{dump_schema, list};
 use super::retry::{passes, persist};
+use super::tables::widened;
 use super::{Reporter, RunContext, SeedProgress, SeedSummary, seed_all};
 use crate::job;
 
@@ -122,6 +123,26 @@ impl<'a> Beside<'a> {
         Ok(if there.is_empty() { tables } else { there })
     }
 
+    /// The job's tables that the source has. All of them, those that are set aside included: how they are published follows
+    /// from what they are together.
+    async fn of_job_and_there(&self) -> Result<Vec<TableName>> {
+        let RunContext {
+            source,
+            target,
+            names,
+            selection,
+            ..
+        } = &**self.context;
+        let reading = "reading the job's tables";
+        let state = persist(self.context, reading, || target.stream_state(&names.job)).await?;
+        let selection = widened(selection, &state.seed);
+        let there = persist(self.context, reading, || source.inspect(&selection)).await?;
+        let of_job = there.into_iter().map(|table| table.name);
+        Ok(of_job
+            .filter(|name| state.seed.iter().any(|seed| seed.table == *name))
+            .collect())
+    }
+
     /// Copies and follows the tables beside the stream until they can be given back to it.
     async fn bring_back(&self, tables: Vec<TableName>) -> Result<()> {
         let RunContext {
@@ -137,8 +158,9 @@ impl<'a> Beside<'a> {
         control.renew_session();
         drop(self.following.turn.take().await);
         failpoint!("beside.left-out", error);
+        let published = self.of_job_and_there().await?;
         persist(self.context, "publishing the tables", || {
-            source.prepare_source(names, &tables)
+            source.prepare_source(names, &published)
         })
         .await?;
         let beside = Arc::new(self.own_context(&tables).await?);

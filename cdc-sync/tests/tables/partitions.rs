@@ -94,6 +94,30 @@ fn root_for_root(old: u16, new: u16) {
     .unwrap();
     pair.verb(RUN, 0).unwrap();
     assert_same_rows(&pair);
+    // To copy one table anew leaves alone how the others are published.
+    pair.on_green("DELETE FROM divided WHERE id < 100").unwrap();
+    let divided = ["resync", "--partitions", "root", "--table", "public.divided"];
+    pair.verb(&divided, 0).unwrap();
+    pair.on_blue("UPDATE events SET day = day + 1 WHERE id > 200; DELETE FROM divided WHERE id > 280")
+        .unwrap();
+    pair.verb(RUN, 0).unwrap();
+    assert_same_rows(&pair);
+    let publication = pair
+        .on_blue("SELECT quote_ident(pubname) FROM pg_publication")
+        .unwrap();
+    let via_root = |set: bool| {
+        pair.on_blue(&format!(
+            "ALTER PUBLICATION {publication} SET (publish_via_partition_root = {set})"
+        ))
+        .unwrap()
+    };
+    via_root(false);
+    let stopped = pair.verb(RUN, 13).unwrap();
+    assert!(
+        stopped.to_string().contains("publish_via_partition_root"),
+        "{stopped}"
+    );
+    via_root(true);
     // Rows that are detached leave the root without a word in the log; the table that they are in by then is noticed.
     pair.on_blue("ALTER TABLE events DETACH PARTITION events_2")
         .unwrap();
