@@ -12,15 +12,17 @@ use cdc_core::{
     Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity, TableName, failpoint,
 };
 use tokio::time::{sleep, timeout};
+use tokio_postgres::types::Type;
 
 use crate::config::Config;
 use crate::error::{PgError, SqlState};
 use crate::error_map::position_lsn;
 use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
+use crate::session::{connect, during};
 use crate::slot_state::{SEED_AGAIN, SlotState};
 use crate::walsender::{Frame, PgoutputOptions, WalSender, WalSenderOptions, parse_frame, split_frames};
-use crate::wire::{Feature, literal, silence};
+use crate::wire::{Feature, silence};
 
 pub(crate) use tail::tail;
 
@@ -122,7 +124,7 @@ impl PgSource {
         let slot = self.free_slot(&mut sender).await?;
         slot.expect_usable(&server.dbname, from)?;
 
-        decoder.expect_selected(self.selected(&mut sender, start).await?);
+        decoder.expect_selected(self.selected(start).await?);
         let mut options = PgoutputOptions::new(vec![self.slot.clone()]);
         options.proto_version = version.number();
         options.messages = sender.server_version().has(Feature::PgoutputMessages);
@@ -143,23 +145,27 @@ impl PgSource {
 
     /// The state of the slot once nobody uses it.
     /// The published tables whose name is selected now, by their OID. Those that are set aside come and go.
-    async fn selected(&self, sender: &mut WalSender, start: &StreamStart) -> Result<HashMap<u32, TableName>> {
-        let sql = format!(
-            "SELECT c.oid::pg_catalog.text, t.schemaname, t.tablename FROM pg_catalog.pg_publication_tables t \
-             JOIN pg_catalog.pg_namespace n ON n.nspname = t.schemaname \
-             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = {}",
-            literal(&self.slot)
-        );
-        let results = sender.command(&sql).await?;
-        let mut selected = HashMap::new();
-        for row in results.iter().flat_map(|result| &result.rows) {
-            let text = |column| row.text(column).map(|text| text.unwrap_or_default().to_owned());
-            let table = TableName::new(text(1)?, text(2)?);
-            if start.selection.selects(&table) && !start.aside.contains(&table) {
-                selected.insert(text(0)?.parse().unwrap_or_default(), table);
-            }
-        }
-        Ok(selected)
+    ///
+    /// Asked on a connection of its own: what a walsender's caches hold of a table before it decodes is used for changes
+    /// that are older, whose rows it then reads by the newer definition (seen on 18, where the view opens the tables).
+    async fn selected(&self, start: &StreamStart) -> Result<HashMap<u32, TableName>> {
+        let client = connect(&self.config, &[]).await?;
+        let rows = client
+            .query_typed(
+                "SELECT c.oid, t.schemaname::text, t.tablename::text FROM pg_publication_tables t \
+                 JOIN pg_namespace n ON n.nspname = t.schemaname \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = $1",
+                &[(&self.slot, Type::TEXT)],
+            )
+            .await
+            .map_err(during("reading the tables of the publication"))?;
+        let named = rows.iter().map(|row| {
+            let table = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+            (row.get::<_, u32>(0), table)
+        });
+        Ok(named
+            .filter(|(_, table)| start.selection.selects(table) && !start.aside.contains(table))
+            .collect())
     }
 
     async fn free_slot(&self, sender: &mut WalSender) -> Result<SlotState> {
