@@ -255,12 +255,8 @@ impl<'a> Beside<'a> {
                 .await?;
             let beside = self.own_context(tables).await?;
             let dump = dump_schema(&beside).await?;
-            complete_schema(&beside, fence.epoch(), &dump).await?;
-            let facts = &self.following.facts;
-            persist(self.context, "reading the target's tables", || {
-                facts.read(self.context)
-            })
-            .await?;
+            let followed = (&**self.context, self.following);
+            complete_schema(&beside, fence.epoch(), &dump, followed).await?;
         }
         persist(
             self.context,

@@ -122,9 +122,7 @@ pub(super) async fn goal(
     let (source, target) = (&context.source, &context.target);
     if let Some(schema) = schema {
         pass_marker(context, "schema").await?;
-        complete_schema(context, epoch, &schema).await?;
-        let facts = &following.facts;
-        persist(context, "reading the target's tables", || facts.read(context)).await?;
+        complete_schema(context, epoch, &schema, (context, following)).await?;
         context.reporter.note("foreign keys and triggers are in place");
     }
     let mut beside = Beside::new(context, epoch, following);
@@ -148,13 +146,21 @@ pub(super) async fn goal(
     })
 }
 
-/// Adds what waits until all tables agree.
-pub(super) async fn complete_schema(context: &RunContext, epoch: i64, schema: &SchemaDump) -> Result<()> {
+/// Adds what waits until all tables agree. It is known to the stream that applies to the tables, that of `followed`, before
+/// it counts as complete: a trigger that must see every change does from then on.
+pub(super) async fn complete_schema(
+    context: &RunContext,
+    epoch: i64,
+    schema: &SchemaDump,
+    (followed, following): (&RunContext, &Following),
+) -> Result<()> {
     let target = &context.target;
     persist(context, "adding foreign keys and triggers", || {
         target.create_schema(schema, SchemaPhase::AfterCatchUp)
     })
     .await?;
+    let facts = &following.facts;
+    persist(context, "reading the target's tables", || facts.read(followed)).await?;
     persist(context, "storing that the schema is complete", || {
         target.finish_schema(&context.names.job, epoch)
     })
