@@ -29,7 +29,7 @@ pub(super) struct Suspects {
 }
 
 impl Suspects {
-    /// Asks for the row triggers and rules that act in this session on what the subject's statement does; `None` when
+    /// Asks for the row triggers and rules that our role lets act on what the subject's statement does; `None` when
     /// there are none.
     pub(super) async fn find(
         connection: &mut Connection,

@@ -169,7 +169,7 @@ fn a_table_renamed_out_of_the_selection_stops_before_a_change_is_left_out() {
     running
         .wait_for("stream started", LIMIT)
         .expect("the stream starts");
-    // Its changes have not come under the old name in this session.
+    // Since the stream started, none of its changes has come under the old name.
     pair.on_blue("ALTER TABLE b RENAME TO c; INSERT INTO c VALUES (5)")
         .expect("blue renames it");
     let report = end(&mut running, 13);
