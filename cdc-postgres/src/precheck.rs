@@ -39,6 +39,10 @@ pub(crate) const LEFT_BEHIND: &[&str] = &[
     "PG-LARGE-OBJECTS",
     "PG-MATVIEW",
     "PG-DATABASE-SETTINGS",
+    "PG-EXTENSION-TABLE",
+    "PG-CRON-JOBS",
+    "PG-ROLE-MISSING",
+    "PG-EXTENSION-MISSING",
 ];
 
 /// A check that waits is a check that hangs: whatever it meets, production goes first.

@@ -162,7 +162,7 @@ impl Site for PgSite {
     }
 
     fn is_left_behind(&self, finding: &Finding) -> bool {
-        finding.side == Side::Source && precheck::LEFT_BEHIND.contains(&finding.id)
+        finding.side != Side::Target && precheck::LEFT_BEHIND.contains(&finding.id)
     }
 
     fn profile<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, SiteProfile> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use cdc_core::conflict::{ConflictRecord, PolicyRules};
-use cdc_core::engine::{Finding, HistoryEvent, JobNames, SeedPhase, SequenceState, Side, Site};
+use cdc_core::engine::{Finding, HistoryEvent, JobNames, SeedPhase, SequenceState, Site};
 use cdc_core::model::ChangeCounts;
 use cdc_core::{Error, Result, TableName, TableSelection};
 use serde::{Serialize, Serializer};
@@ -334,9 +334,7 @@ fn policies(rules: &PolicyRules) -> Vec<String> {
 }
 
 fn not_carried(source: &dyn Site, findings: &[Finding]) -> Vec<NotCarried> {
-    let left = findings
-        .iter()
-        .filter(|finding| finding.side == Side::Source && source.is_left_behind(finding));
+    let left = findings.iter().filter(|finding| source.is_left_behind(finding));
     left.map(|finding| NotCarried {
         id: finding.id,
         object: finding.object.clone(),

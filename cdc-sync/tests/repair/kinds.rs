@@ -32,6 +32,8 @@ const SCHEMA: &str = r#"
     INSERT INTO parent SELECT i, 'v' FROM generate_series(1, 100) i;
     INSERT INTO child SELECT i, i FROM generate_series(1, 100) i;
     CREATE TABLE same (id int PRIMARY KEY); INSERT INTO same SELECT generate_series(1, 100);
+    CREATE UNLOGGED TABLE scratch (id int);
+    CREATE ROLE of_blue_alone; GRANT SELECT ON plain TO of_blue_alone;
     CREATE MATERIALIZED VIEW summary AS SELECT 1 AS one; SELECT lo_create(4711)"#;
 
 /// What is planted, and how many rows are inserted, updated and deleted to mend it.
@@ -185,7 +187,7 @@ fn everything_is_accounted_for(pair: &Pair) {
         .iter()
         .map(|one| one["id"].as_str().unwrap())
         .collect();
-    for id in ["PG-MATVIEW", "PG-LARGE-OBJECTS"] {
+    for id in ["PG-MATVIEW", "PG-LARGE-OBJECTS", "PG-UNLOGGED", "PG-ROLE-MISSING"] {
         assert!(left.contains(&id), "{left:?}");
     }
     assert_eq!(report["config_sha256"].as_str().unwrap().len(), 64);

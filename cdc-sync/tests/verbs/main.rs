@@ -27,6 +27,13 @@ fn shop(old: u16, new: u16) -> Pair {
     pair
 }
 
+/// The same, for roles that are no superusers: green checks foreign keys and fires triggers for what they write.
+fn shop_of_plain_roles(old: u16, new: u16) -> Pair {
+    let mut pair = shop(old, new);
+    pair.use_plain_roles().unwrap();
+    pair
+}
+
 /// A `run` that follows, and has caught up once.
 fn following(pair: &Pair, more: &[&str]) -> Process {
     let mut running = pair.spawn(&[&["run"], more].concat()).unwrap();

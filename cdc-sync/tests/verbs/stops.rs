@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 use testbed::pair::LIMIT;
-use testbed::{Process, StopMode};
+use testbed::{Pair, Process, StopMode};
 
-use super::{end, following, shop, wait_for_green};
+use super::{end, following, shop, shop_of_plain_roles, wait_for_green};
 
 fn text<'a>(report: &'a Value, key: &str) -> &'a str {
     report["error"][key].as_str().unwrap_or_default()
@@ -35,8 +35,16 @@ fn a_target_that_holds_rows_is_refused_or_emptied() {
 
 #[test]
 fn a_row_that_green_refuses_stops_the_job_at_its_transaction() {
-    let pair = shop(14, 15);
-    let mut running = following(&pair, &[]);
+    stops_at_a_refused_row(&shop(14, 15));
+}
+
+#[test]
+fn a_row_that_green_refuses_stops_the_job_of_plain_roles() {
+    stops_at_a_refused_row(&shop_of_plain_roles(14, 15));
+}
+
+fn stops_at_a_refused_row(pair: &Pair) {
+    let mut running = following(pair, &[]);
     pair.on_green("ALTER TABLE customers ADD CONSTRAINT short CHECK (length(name) < 30)")
         .unwrap();
     pair.on_blue("INSERT INTO customers VALUES (1001, 'fits', NULL)")
@@ -146,7 +154,7 @@ fn servers_that_are_away_or_refuse_the_login() {
 
 #[test]
 fn a_slot_that_is_gone_is_not_passed_over() {
-    let pair = shop(16, 16);
+    let pair = shop_of_plain_roles(16, 16);
     let running = following(&pair, &[]);
     end(running);
     pair.on_blue("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
@@ -181,8 +189,16 @@ fn log_that_blue_may_not_retain_ends_the_seed() {
 
 #[test]
 fn a_changed_table_stops_the_job_at_the_transaction_that_first_shows_it() {
-    let pair = shop(13, 18);
-    end(following(&pair, &[]));
+    stops_at_a_changed_table(&shop(13, 18));
+}
+
+#[test]
+fn a_changed_table_stops_the_job_of_plain_roles() {
+    stops_at_a_changed_table(&shop_of_plain_roles(13, 18));
+}
+
+fn stops_at_a_changed_table(pair: &Pair) {
+    end(following(pair, &[]));
     // Read in one go by the next run: what precedes the change is applied all the same.
     pair.on_blue("INSERT INTO customers VALUES (1001, 'before', NULL)")
         .unwrap();
