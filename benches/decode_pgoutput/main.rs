@@ -1,0 +1,110 @@
+//! Decoding `pgoutput`: ours into a batch, and other published decoders on the same bytes. What each found is compared
+//! before anything is timed.
+//!
+//! Ours also takes the frames apart, copies the bytes and looks after relations and transactions; the others are given
+//! single messages and mostly point into them.
+
+mod peers;
+mod walker;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use cdc_benches::{Corpus, Totals};
+use cdc_core::Batch;
+use cdc_core::source::Decoder;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement::WallTime};
+
+/// Batches that are filled in turn, as they circulate between the threads of the pipeline.
+const BATCHES: usize = 4;
+
+/// Ours, with what is used again from one pass to the next.
+struct Ours {
+    batches: Vec<Batch>,
+}
+
+impl Ours {
+    fn new() -> Ours {
+        Ours {
+            batches: (0..BATCHES).map(|_| Batch::new()).collect(),
+        }
+    }
+
+    /// Decodes all of it and hands every batch to `look`.
+    fn decode(&mut self, corpus: &Corpus, mut look: impl FnMut(&Batch)) {
+        let mut decoder = Corpus::decoder();
+        for (index, chunk) in corpus.chunks.iter().enumerate() {
+            let batch = &mut self.batches[index % BATCHES];
+            batch.clear();
+            decoder.decode(chunk, batch).unwrap();
+            look(batch);
+        }
+    }
+
+    fn totals(&mut self, corpus: &Corpus) -> Totals {
+        let mut totals = Totals::default();
+        self.decode(corpus, |batch| totals.add_batch(batch));
+        totals
+    }
+}
+
+/// Everything that decodes, by name.
+type Decode = fn(&Corpus) -> Totals;
+
+const PEERS: [(&str, Decode); 6] = [
+    ("elefant-client", peers::elefant_client),
+    ("pgsync-postgres", peers::pgsync_postgres),
+    ("pg_walstream-parser", peers::pg_walstream_parser),
+    ("pg_walstream-events", peers::pg_walstream_events),
+    ("pgoutput", peers::pgoutput),
+    ("walker", walker::walk),
+];
+
+fn configured<'a>(c: &'a mut Criterion, corpus: &Corpus) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(format!("decode/{}", corpus.name));
+    group
+        .throughput(Throughput::ElementsAndBytes {
+            elements: corpus.rows,
+            bytes: corpus.bytes,
+        })
+        .sampling_mode(SamplingMode::Flat)
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
+    group
+}
+
+fn bench(c: &mut Criterion, corpus: &Corpus) {
+    let mut ours = Ours::new();
+    let wanted = ours.totals(corpus);
+    for (name, decode) in PEERS {
+        assert_eq!(
+            decode(corpus),
+            wanted,
+            "{name} finds something else in {}",
+            corpus.name
+        );
+    }
+    let mut group = configured(c, corpus);
+    group.bench_function("cdc-sync", |b| b.iter(|| black_box(ours.totals(corpus))));
+    group.bench_function("cdc-sync-discarded", |b| {
+        b.iter(|| ours.decode(corpus, |batch| _ = black_box(batch)));
+    });
+    for (name, decode) in PEERS {
+        group.bench_function(name, |b| b.iter(|| black_box(decode(corpus))));
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for corpus in [
+        Corpus::wide(300_000),
+        Corpus::narrow(500_000),
+        Corpus::toast(100_000),
+        Corpus::small_transactions(100_000),
+    ] {
+        bench(&mut criterion, &corpus);
+    }
+    criterion.final_summary();
+}
