@@ -30,7 +30,7 @@ pub struct Corpus {
     /// the messages of the plugin, without the frames around them: what other decoders take
     pub messages: Vec<Bytes>,
     /// the same in frames, cut as a connection delivers them: what ours takes
-    pub chunks: Vec<RawChunk>,
+    chunks: Vec<Vec<u8>>,
     /// changed rows
     pub rows: u64,
     /// bytes of all messages
@@ -151,6 +151,11 @@ impl Corpus {
         out.finish()
     }
 
+    /// The stream as our reader hands it on.
+    pub fn chunks(&self) -> Vec<RawChunk> {
+        self.chunks.iter().cloned().map(RawChunk::new).collect()
+    }
+
     /// A decoder for a stream like this.
     pub fn decoder() -> PgDecoder {
         let start = StreamStart {
@@ -172,7 +177,7 @@ struct Writer {
     messages: Vec<u8>,
     ends: Vec<usize>,
     frames: Frames,
-    chunks: Vec<RawChunk>,
+    chunks: Vec<Vec<u8>>,
     lsn: u64,
     rows: u64,
 }
@@ -202,7 +207,7 @@ impl Writer {
 
     fn cut(&mut self) {
         let frames = std::mem::take(&mut self.frames);
-        self.chunks.push(RawChunk::new(frames.bytes));
+        self.chunks.push(frames.bytes);
     }
 
     fn row(&mut self, message: &[u8]) {

@@ -81,12 +81,13 @@ pub trait Source: Send {
 
 /// Turns chunks into batches. Pure: no I/O, no clock, never panics on any bytes.
 pub trait Decoder: Send {
-    /// Decodes the whole chunk, appending to `batch`. A transaction may begin in one chunk and end in a later
-    /// one: its record is continued with [`TxnRecord::first`] false.
+    /// Decodes the whole chunk, appending to `batch`. The chunk's bytes may become the batch's ([`Batch::adopt`]); what
+    /// is left in the chunk means nothing. A transaction may begin in one chunk and end in a later one: its record is
+    /// continued with [`TxnRecord::first`] false.
     ///
     /// # Errors
     /// [`crate::Kind::Protocol`] with offset and message when the bytes break the protocol.
-    fn decode(&mut self, chunk: &RawChunk, batch: &mut Batch) -> Result<()>;
+    fn decode(&mut self, chunk: &mut RawChunk, batch: &mut Batch) -> Result<()>;
 
     /// A fresh tracker at the position the stream was opened from.
     fn tracker(&self) -> Box<dyn PositionTracker>;

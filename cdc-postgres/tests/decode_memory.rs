@@ -76,7 +76,7 @@ fn the_second_pass_allocates_nothing() {
         };
         let mut decoder = PgDecoder::new(ProtocolVersion::V1, &start).unwrap();
         let mut batches: Vec<Batch> = Vec::new();
-        for chunk in &chunks(0x1000, replica_identity) {
+        for chunk in &mut chunks(0x1000, replica_identity) {
             let mut batch = Batch::new();
             decoder.decode(chunk, &mut batch).unwrap();
             batches.push(batch);
@@ -84,9 +84,9 @@ fn the_second_pass_allocates_nothing() {
         let rows = |batches: &[Batch]| batches.iter().map(|batch| batch.rows().len()).sum::<usize>();
         assert_eq!(rows(&batches), 800);
 
-        let again = chunks(0x2000, replica_identity);
+        let mut again = chunks(0x2000, replica_identity);
         let info = allocation_counter::measure(|| {
-            for (chunk, batch) in again.iter().zip(&mut batches) {
+            for (chunk, batch) in again.iter_mut().zip(&mut batches) {
                 batch.clear();
                 decoder.decode(chunk, batch).unwrap();
             }

@@ -36,7 +36,7 @@ async fn main() -> Result<()> {
         stream.source.confirm(None).await?;
         stream.source.read(&mut chunk).await?;
         batch.clear();
-        stream.decoder.decode(&chunk, &mut batch)?;
+        stream.decoder.decode(&mut chunk, &mut batch)?;
         for line in printer.lines(&batch)? {
             println!("{}", serde_json::to_string(&line).unwrap_or_default());
         }

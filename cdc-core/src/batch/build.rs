@@ -32,6 +32,7 @@ impl Batch {
     }
 
     /// The transaction being filled.
+    #[inline]
     pub fn open_txn(&mut self) -> Option<&mut TxnRecord> {
         self.txns.last_mut()
     }
@@ -49,6 +50,7 @@ impl Batch {
     }
 
     /// Adds a change of the table numbered `table`; images are the results of [`ImageBuilder::finish`].
+    #[inline]
     pub fn push(&mut self, op: Op, table: u16, before: Option<u32>, full_before: bool, after: Option<u32>) {
         self.push_row(RowChange {
             op,
@@ -74,6 +76,7 @@ impl Batch {
         });
     }
 
+    #[inline]
     fn push_row(&mut self, mut row: RowChange) {
         row.txn = self.txns.len().saturating_sub(1) as u32;
         self.rows.push(row);
@@ -86,13 +89,44 @@ impl Batch {
     ///
     /// # Errors
     /// When the slab would pass 2 GiB.
+    #[inline]
     pub fn append(&mut self, bytes: &[u8]) -> Result<u32> {
         let start = self.slab.len();
         if start + bytes.len() > MAX_SLAB_BYTES {
-            return Err(Error::new(Kind::Protocol, "a batch would pass 2 GiB of values"));
+            return Err(slab_is_full());
         }
         self.slab.extend_from_slice(bytes);
         Ok(start as u32)
+    }
+
+    /// Where the bytes of a chunk will be in the slab once it is adopted; see [`Batch::adopt`].
+    ///
+    /// # Errors
+    /// When the slab would pass 2 GiB.
+    pub fn place(&self, chunk: &[u8]) -> Result<u32> {
+        let start = self.slab.len();
+        if start + chunk.len() > MAX_SLAB_BYTES {
+            return Err(slab_is_full());
+        }
+        Ok(start as u32)
+    }
+
+    /// Takes over a chunk into which cells point already, from the place that [`Batch::place`] told. Nothing is copied
+    /// into an empty slab: the two change places, and `chunk` is left with memory to be filled again.
+    pub fn adopt(&mut self, chunk: &mut Vec<u8>) {
+        if self.slab.is_empty() {
+            std::mem::swap(&mut self.slab, chunk);
+        } else {
+            self.slab.extend_from_slice(chunk);
+        }
+    }
+
+    /// Adds an image, one cell per column of its table; returns it.
+    #[inline]
+    pub fn add_image(&mut self, cells: impl Iterator<Item = Cell>) -> u32 {
+        let start = self.cells.len();
+        self.cells.extend(cells);
+        start as u32
     }
 
     /// Adds a cell that points at `len` bytes of the slab from `off`, as returned by [`Batch::append`].
@@ -106,6 +140,7 @@ impl Batch {
     }
 
     /// Where the next cell goes; the start of an image built by [`Batch::cell_at`] and [`Batch::cell`].
+    #[inline]
     pub fn next_cell(&self) -> u32 {
         self.cells.len() as u32
     }
@@ -116,8 +151,13 @@ impl Batch {
     }
 }
 
+#[cold]
+fn slab_is_full() -> Error {
+    Error::new(Kind::Protocol, "a batch would pass 2 GiB of values")
+}
+
 /// Builds one row image value by value. Decoders that copy a whole tuple at once use [`Batch::append`] and
-/// [`Batch::cell_at`] instead.
+/// [`Batch::cell_at`] instead; those that take over what they read, [`Batch::adopt`] and [`Batch::add_image`].
 #[derive(Debug)]
 pub struct ImageBuilder<'a> {
     batch: &'a mut Batch,

@@ -44,7 +44,8 @@ impl Cell {
     pub const ABSENT: Self = Self { off: 0, len: ABSENT };
 
     /// Bytes of the slab. `off` must be below 2 GiB, which the batch sees to.
-    pub(crate) fn bytes(off: u32, len: u32) -> Self {
+    #[inline]
+    pub fn bytes(off: u32, len: u32) -> Self {
         Self { off, len }
     }
 

@@ -1,7 +1,7 @@
 //! The batch: decoded changes in four flat arrays, which is what moves between threads.
 //!
 //! ```text
-//! slab   |….7.2026-01-01.alice.….|        all bytes of all values, source encoding, at most 2 GiB
+//! slab   |….7.2026-01-01.alice.….|        bytes of all values, source encoding, at most 2 GiB
 //! cells  [off,len][NULL][off,len][UNCHANGED]…   8 bytes each; an image is one cell per column of its table
 //! rows   {op, table, before→cell, after→cell}…  16 bytes each, commit order
 //! txns   {id, commit time, rows a..b, first, last}
@@ -88,11 +88,13 @@ impl Batch {
     }
 
     /// Row records, in commit order.
+    #[inline]
     pub fn rows(&self) -> &[RowChange] {
         &self.rows
     }
 
     /// The tables that [`RowChange::table`] numbers.
+    #[inline]
     pub fn tables(&self) -> &[Arc<TableSchema>] {
         &self.tables
     }
@@ -107,7 +109,7 @@ impl Batch {
         self.rows.get(index).map(|row| ChangeEvent::new(self, row))
     }
 
-    /// Bytes of values held.
+    /// Bytes held: those of values, and whatever of the log lies between them.
     pub fn bytes(&self) -> usize {
         self.slab.len()
     }

@@ -30,7 +30,8 @@ impl DecodeStage {
         let mut seq = TxnSeq::default();
         while let Ok(mut chunk) = self.chunks.recv() {
             let mut batch = self.recycled.try_recv().unwrap_or_default();
-            self.decoder.decode(&chunk, &mut batch)?;
+            let read = chunk.bytes.len() as u64;
+            self.decoder.decode(&mut chunk, &mut batch)?;
             if let Some(at) = chunk.received {
                 batch.set_received(at);
             }
@@ -50,7 +51,7 @@ impl DecodeStage {
             }
             let ops = OpCounts::of(batch.rows());
             self.stats.update(|stats| {
-                stats.decoded_bytes += batch.bytes() as u64;
+                stats.decoded_bytes += read;
                 stats.decoded.add(&ops);
             });
             if !batch.is_empty() && self.batches.send(batch).is_err() {

@@ -43,7 +43,7 @@ pub struct StatsSnapshot {
     pub transactions: u64,
     /// groups committed over the life of the stream
     pub groups: u64,
-    /// value bytes decoded in this run
+    /// bytes of the log decoded in this run
     pub decoded_bytes: u64,
     /// changes decoded in this run, before they are applied, by operation
     pub decoded: OpCounts,

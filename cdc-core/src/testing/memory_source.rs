@@ -444,7 +444,7 @@ impl MemoryDecoder {
 }
 
 impl Decoder for MemoryDecoder {
-    fn decode(&mut self, chunk: &RawChunk, batch: &mut Batch) -> Result<()> {
+    fn decode(&mut self, chunk: &mut RawChunk, batch: &mut Batch) -> Result<()> {
         let server = self.log.server();
         for frame in chunk.bytes.chunks(FRAME) {
             self.frame(&server, frame, batch)?;

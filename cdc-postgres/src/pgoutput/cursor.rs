@@ -78,50 +78,61 @@ impl From<Malformed> for Error {
 /// A message and how far it has been read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    /// how long the message is
+    length: usize,
+    rest: &'a [u8],
 }
 
 impl<'a> Cursor<'a> {
+    #[inline]
     pub(crate) fn new(bytes: &'a [u8]) -> Cursor<'a> {
-        Cursor { bytes, at: 0 }
+        Cursor {
+            length: bytes.len(),
+            rest: bytes,
+        }
+    }
+
+    /// A message that has been read up to `at`.
+    #[inline]
+    pub(crate) fn from(bytes: &'a [u8], at: usize) -> Cursor<'a> {
+        Cursor {
+            length: bytes.len(),
+            rest: bytes.get(at..).unwrap_or_default(),
+        }
     }
 
     /// The offset of the next byte.
+    #[inline]
     pub(crate) fn at(&self) -> usize {
-        self.at
-    }
-
-    /// What has not been read.
-    pub(crate) fn rest(&self) -> &'a [u8] {
-        self.bytes.get(self.at..).unwrap_or_default()
+        self.length - self.rest.len()
     }
 
     /// How much has not been read.
+    #[inline]
     pub(crate) fn left(&self) -> usize {
-        self.bytes.len().saturating_sub(self.at)
+        self.rest.len()
     }
 
     /// An error about the next byte.
     #[cold]
     pub(crate) fn malformed(&self, flaw: Flaw) -> Malformed {
-        Malformed { at: self.at, flaw }
+        Malformed { at: self.at(), flaw }
     }
 
     /// An error about the byte read last.
     #[cold]
     pub(crate) fn unknown(&self, of: &'static str, byte: u8) -> Malformed {
         Malformed {
-            at: self.at.saturating_sub(1),
+            at: self.at().saturating_sub(1),
             flaw: Flaw::UnknownKind { of, byte },
         }
     }
 
     #[inline]
     fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Malformed> {
-        match self.rest().first_chunk() {
-            Some(bytes) => {
-                self.at += N;
+        match self.rest.split_first_chunk() {
+            Some((bytes, rest)) => {
+                self.rest = rest;
                 Ok(*bytes)
             }
             None => Err(self.malformed(Flaw::Short(field))),
@@ -158,35 +169,25 @@ impl<'a> Cursor<'a> {
     /// The next `length` bytes.
     #[inline]
     pub(crate) fn take(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], Malformed> {
-        match self.rest().get(..length) {
-            Some(bytes) => {
-                self.at += length;
+        match self.rest.split_at_checked(length) {
+            Some((bytes, rest)) => {
+                self.rest = rest;
                 Ok(bytes)
             }
             None => Err(self.malformed(Flaw::Short(field))),
         }
     }
 
-    /// Passes the next `length` bytes.
-    #[inline]
-    pub(crate) fn skip(&mut self, length: usize, field: &'static str) -> Result<(), Malformed> {
-        if length > self.left() {
-            return Err(self.malformed(Flaw::Short(field)));
-        }
-        self.at += length;
-        Ok(())
-    }
-
     /// A text ended by a zero byte.
     pub(crate) fn text(&mut self, field: &'static str) -> Result<&'a str, Malformed> {
-        let rest = self.rest();
+        let rest = self.rest;
         let end = rest
             .iter()
             .position(|byte| *byte == 0)
             .ok_or_else(|| self.malformed(Flaw::Short(field)))?;
         let text = std::str::from_utf8(rest.get(..end).unwrap_or_default())
             .map_err(|_| self.malformed(Flaw::NotUtf8(field)))?;
-        self.at += end + 1;
+        self.rest = rest.get(end + 1..).unwrap_or_default();
         Ok(text)
     }
 

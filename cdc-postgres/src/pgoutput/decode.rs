@@ -11,11 +11,14 @@ use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result, TableName};
 use super::message::{Begin, Commit, Message, Origin, ProtocolVersion, RowChange, Truncate};
 use super::relation::{Handling, Relations};
 use super::transaction::{OpenTransaction, transaction_id};
-use super::tuple::{TupleReader, expect_identity, new_column_is};
+use super::tuple::{TupleReader, Tuples, expect_identity, new_column_is};
 use crate::error_map::position_lsn;
 use crate::lsn::Lsn;
 use crate::tracker::PgTracker;
 use crate::walsender::{Frame, parse_frame, split_frames};
+
+/// What precedes each frame of a chunk: its length.
+const FRAME_LENGTH_BYTES: usize = 4;
 
 /// Decodes the stream of a slot. One for each session of the walsender: relation ids are the session's.
 ///
@@ -69,14 +72,43 @@ impl PgDecoder {
         self.relations.expect_selected(tables);
     }
 
-    fn message(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<()> {
+    /// Decodes the frames of a chunk that will begin at `base` of the slab.
+    fn frames(&mut self, chunk: &[u8], base: u32, batch: &mut Batch) -> Result<()> {
+        let mut at = 0;
+        for payload in split_frames(chunk) {
+            let payload = payload?;
+            at += FRAME_LENGTH_BYTES + payload.len();
+            match parse_frame(payload)? {
+                Frame::XLogData { start, data, .. } => {
+                    let place = base + (at - data.len()) as u32;
+                    if let Err(error) = self.message(data, place, batch) {
+                        return Err(self.locate(error, start, data));
+                    }
+                }
+                // With a transaction open its position may lie inside that transaction. With none open the server
+                // has sent everything that committed below it, as frames come in order. A keepalive sent while a
+                // commit is on its way may tell an older position than that commit's.
+                Frame::Keepalive { wal_end, .. } => {
+                    if self.open.is_none() {
+                        self.reached = self.reached.max(wal_end);
+                        self.idle = Some(self.reached);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `place` is the message's place in the slab.
+    #[inline]
+    fn message(&mut self, bytes: &[u8], place: u32, batch: &mut Batch) -> Result<()> {
         if self.relations.is_known(bytes) {
             return Ok(());
         }
         match Message::parse(self.version, bytes)? {
-            Message::Insert(change) => self.row(Op::Insert, &change, batch),
-            Message::Update(change) => self.row(Op::Update, &change, batch),
-            Message::Delete(change) => self.row(Op::Delete, &change, batch),
+            Message::Insert(change) => self.row(Op::Insert, &change, place, batch),
+            Message::Update(change) => self.row(Op::Update, &change, place, batch),
+            Message::Delete(change) => self.row(Op::Delete, &change, place, batch),
             Message::Begin(begin) => self.begin(&begin),
             Message::Commit(commit) => self.commit(&commit, batch),
             Message::Origin(origin) => self.origin(&origin),
@@ -146,7 +178,7 @@ impl PgDecoder {
     }
 
     #[inline]
-    fn row(&mut self, op: Op, change: &RowChange<'_>, batch: &mut Batch) -> Result<()> {
+    fn row(&mut self, op: Op, change: &RowChange<'_>, place: u32, batch: &mut Batch) -> Result<()> {
         let open = self.open.as_mut().ok_or_else(|| outside("a row change"))?;
         if open.redelivered {
             return Ok(());
@@ -173,19 +205,20 @@ impl PgDecoder {
             Handling::DecodeOwn { stream } => {
                 counts.internal += 1;
                 // Beats and markers are read when written; that old ones are removed says nothing.
-                if op == Op::Delete || !new_column_is(change.tuples, stream, self.stream.as_bytes())? {
+                if op == Op::Delete || !new_column_is(change, stream, self.stream.as_bytes())? {
                     return Ok(());
                 }
             }
         }
         let number = table.number_in(batch)?;
         let schema = &*table.schema;
+        let mut tuples = Tuples::new(change, place);
         let images = match op {
-            Op::Insert => self.tuples.insert(change.tuples, schema, batch),
+            Op::Insert => TupleReader::insert(&mut tuples, schema, batch),
             Op::Update => {
-                expect_identity(schema).and_then(|()| self.tuples.update(change.tuples, schema, batch))
+                expect_identity(schema).and_then(|()| self.tuples.update(&mut tuples, schema, batch))
             }
-            _ => expect_identity(schema).and_then(|()| self.tuples.delete(change.tuples, schema, batch)),
+            _ => expect_identity(schema).and_then(|()| self.tuples.delete(&mut tuples, schema, batch)),
         };
         let images = images.map_err(|error| error.object(format!("table {}", schema.name)))?;
         batch.push(op, number, images.before, images.full_before, images.after);
@@ -248,29 +281,18 @@ impl PgDecoder {
 }
 
 impl Decoder for PgDecoder {
-    fn decode(&mut self, chunk: &RawChunk, batch: &mut Batch) -> Result<()> {
+    fn decode(&mut self, chunk: &mut RawChunk, batch: &mut Batch) -> Result<()> {
         self.idle = None;
         if let Some(open) = &mut self.open {
             open.next_batch();
         }
-        for payload in split_frames(&chunk.bytes) {
-            match payload.and_then(parse_frame)? {
-                Frame::XLogData { start, data, .. } => {
-                    if let Err(error) = self.message(data, batch) {
-                        return Err(self.locate(error, start, data));
-                    }
-                }
-                // With a transaction open its position may lie inside that transaction. With none open the server
-                // has sent everything that committed below it, as frames come in order. A keepalive sent while a
-                // commit is on its way may tell an older position than that commit's.
-                Frame::Keepalive { wal_end, .. } => {
-                    if self.open.is_none() {
-                        self.reached = self.reached.max(wal_end);
-                        self.idle = Some(self.reached);
-                    }
-                }
-            }
+        let base = batch.place(&chunk.bytes)?;
+        let first_cell = batch.next_cell();
+        let decoded = self.frames(&chunk.bytes, base, batch);
+        if batch.next_cell() > first_cell {
+            batch.adopt(&mut chunk.bytes);
         }
+        decoded?;
         if let Some(idle) = self.idle {
             batch.set_idle(Position::new(idle.to_string()));
         }

@@ -120,8 +120,13 @@ pub struct TypeName<'a> {
 pub struct RowChange<'a> {
     /// the OID of the table
     pub relation: u32,
-    /// from the first tuple's marker on
-    pub(crate) tuples: Cursor<'a>,
+    /// all of it: it is read as a whole
+    pub(super) message: &'a [u8],
+}
+
+impl RowChange<'_> {
+    /// Where the first tuple's marker is: after tag and relation.
+    pub(super) const TUPLES_AT: usize = 5;
 }
 
 /// `T`.
@@ -162,27 +167,29 @@ impl<'a> Message<'a> {
     #[inline]
     pub fn parse(version: ProtocolVersion, bytes: &'a [u8]) -> Result<Message<'a>, Malformed> {
         let ProtocolVersion::V1 = version;
-        let mut cursor = Cursor::new(bytes);
-        match cursor.u8("message tag")? {
-            b'I' => row_change(cursor).map(Message::Insert),
-            b'U' => row_change(cursor).map(Message::Update),
-            b'D' => row_change(cursor).map(Message::Delete),
-            tag => parse_rare(tag, cursor),
+        match bytes {
+            [b'I', rest @ ..] => row_change(bytes, rest).map(Message::Insert),
+            [b'U', rest @ ..] => row_change(bytes, rest).map(Message::Update),
+            [b'D', rest @ ..] => row_change(bytes, rest).map(Message::Delete),
+            _ => parse_rare(bytes),
         }
     }
 }
 
 #[inline]
-fn row_change(mut cursor: Cursor<'_>) -> Result<RowChange<'_>, Malformed> {
-    let relation = cursor.u32("relation id")?;
-    Ok(RowChange {
-        relation,
-        tuples: cursor,
-    })
+fn row_change<'a>(message: &'a [u8], rest: &'a [u8]) -> Result<RowChange<'a>, Malformed> {
+    match rest.first_chunk() {
+        Some(relation) => Ok(RowChange {
+            relation: u32::from_be_bytes(*relation),
+            message,
+        }),
+        None => Err(Cursor::from(message, 1).malformed(Flaw::Short("relation id"))),
+    }
 }
 
-fn parse_rare(tag: u8, mut cursor: Cursor<'_>) -> Result<Message<'_>, Malformed> {
-    let message = match tag {
+fn parse_rare(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
+    let mut cursor = Cursor::new(bytes);
+    let message = match cursor.u8("message tag")? {
         b'B' => Message::Begin(Begin {
             final_lsn: Lsn(cursor.u64("final LSN")?),
             commit_time: cursor.i64("commit time")?,

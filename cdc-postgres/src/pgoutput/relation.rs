@@ -116,11 +116,16 @@ impl Relations {
     }
 
     /// Whether this message announces a table exactly as it was announced before.
+    #[inline]
     pub(super) fn is_known(&self, message: &[u8]) -> bool {
         let id = match message {
             [b'R', a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
             _ => return false,
         };
+        self.was_announced(id, message)
+    }
+
+    fn was_announced(&self, id: u32, message: &[u8]) -> bool {
         let known = self.index.get(&id).and_then(|place| self.tables.get(*place));
         known.is_some_and(|known| known.announced == message)
     }

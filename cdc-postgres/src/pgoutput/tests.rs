@@ -100,7 +100,7 @@ fn commit_at(commit: u64) -> Vec<u8> {
 
 fn decode(decoder: &mut PgDecoder, chunk: &RawChunk) -> Result<Batch> {
     let mut batch = Batch::new();
-    let result = decoder.decode(chunk, &mut batch);
+    let result = decoder.decode(&mut RawChunk::new(chunk.bytes.clone()), &mut batch);
     batch.verify().unwrap();
     result.map(|()| batch)
 }

@@ -87,11 +87,17 @@ impl OpenTransaction {
     #[inline]
     pub(super) fn record<'b>(&mut self, batch: &'b mut Batch) -> Result<&'b mut TxnRecord> {
         if !self.recorded {
-            batch.begin(self.next_record()?);
+            self.begin_record(batch)?;
         }
         batch
             .open_txn()
             .ok_or_else(|| Error::bug("an open transaction has no record in its batch"))
+    }
+
+    #[inline(never)]
+    fn begin_record(&mut self, batch: &mut Batch) -> Result<()> {
+        batch.begin(self.next_record()?);
+        Ok(())
     }
 
     fn next_record(&mut self) -> Result<TxnRecord> {

@@ -1,43 +1,33 @@
-//! Tuples (TupleData): one copy of the bytes into the slab, cells that point into it.
+//! Tuples (TupleData): cells that point at the values where they are in the chunk, which becomes the slab.
 
 use cdc_core::model::Identity;
 use cdc_core::{Batch, Cell, Error, Kind, Result, TableSchema};
 
 use super::cursor::{Cursor, Flaw, Malformed};
+use super::message::RowChange;
 
-/// What a tuple says of one column. The four states are never merged: an unchanged TOAST value is not NULL.
+/// What a tuple says of one column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+enum Field<'a> {
     /// `n`
     Null,
     /// `u`: stored out of line and not changed, therefore not sent
     Unchanged,
-    /// `t`: offset in the message and length
-    Text(usize, usize),
+    /// `t`
+    Text(&'a [u8]),
 }
 
-#[inline]
-fn field(cursor: &mut Cursor<'_>) -> Result<Field, Malformed> {
+fn field<'a>(cursor: &mut Cursor<'a>) -> Result<Field<'a>, Malformed> {
     match cursor.u8("column kind")? {
         b't' => {
             let length = cursor.u32("column length")? as usize;
-            let at = cursor.at();
-            cursor.skip(length, "column value")?;
-            Ok(Field::Text(at, length))
+            Ok(Field::Text(cursor.take(length, "column value")?))
         }
         b'n' => Ok(Field::Null),
         b'u' => Ok(Field::Unchanged),
         // Binary values are sent on request only, and none was made.
         kind => Err(cursor.unknown("column kind", kind)),
     }
-}
-
-/// A column of the old tuple, kept while the new one is read.
-#[derive(Clone, Copy, Debug)]
-enum Kept {
-    Null,
-    Unchanged,
-    Bytes(u32, u32),
 }
 
 /// The images of a row change in a batch.
@@ -51,49 +41,170 @@ pub(super) struct Images {
 /// Reads the tuples of row changes. Holds only memory that is used again.
 #[derive(Debug, Default)]
 pub(super) struct TupleReader {
-    old: Vec<Kept>,
+    /// the old tuple as it was sent, kept while the new one is read
+    old: Vec<Cell>,
 }
 
-/// What is being read: the message, and where its tuples are in the slab.
-struct Copied<'a> {
-    cursor: Cursor<'a>,
-    /// slab offset of the message's byte `begin`
-    base: u32,
-    begin: usize,
+/// The tuples of a row change being read.
+///
+/// Columns are read without an error for each: this is where decoding spends its time. Whether all was well is asked
+/// once a tuple, and only a tuple that is malformed is read again, to say how.
+pub(super) struct Tuples<'a> {
+    message: &'a [u8],
+    rest: &'a [u8],
+    /// slab offset of the byte after the message
+    end: u32,
+    malformed: bool,
 }
 
-impl<'a> Copied<'a> {
-    fn new(tuples: Cursor<'a>, batch: &mut Batch) -> Result<Copied<'a>> {
-        Ok(Copied {
-            base: batch.append(tuples.rest())?,
-            begin: tuples.at(),
-            cursor: tuples,
-        })
+impl<'a> Tuples<'a> {
+    /// The tuples of a message that will be at `place` of the slab.
+    #[inline(always)]
+    pub(super) fn new(change: &RowChange<'a>, place: u32) -> Tuples<'a> {
+        Tuples {
+            message: change.message,
+            rest: change.message.get(RowChange::TUPLES_AT..).unwrap_or_default(),
+            end: place + change.message.len() as u32,
+            malformed: false,
+        }
     }
 
-    /// A value's offset in the slab. It lies within what [`Batch::append`] took, so it fits.
-    #[inline]
-    fn slab(&self, at: usize) -> u32 {
-        self.base + (at - self.begin) as u32
+    /// What of the message comes after `rest`, for errors.
+    fn cursor(&self, rest: &[u8]) -> Cursor<'a> {
+        Cursor::from(self.message, self.message.len() - rest.len())
+    }
+
+    #[inline(always)]
+    fn marker(&mut self) -> Result<u8> {
+        let Some((marker, rest)) = self.rest.split_first() else {
+            return Err(self.short());
+        };
+        self.rest = rest;
+        Ok(*marker)
+    }
+
+    #[cold]
+    fn short(&self) -> Error {
+        self.cursor(self.rest)
+            .malformed(Flaw::Short("tuple marker"))
+            .into()
+    }
+
+    #[cold]
+    fn unknown_marker(&self, marker: u8) -> Error {
+        self.cursor(self.rest).unknown("tuple marker", marker).into()
+    }
+
+    /// A tuple has exactly the columns that the Relation message announced. Returns the columns.
+    #[inline(always)]
+    fn begin(&mut self, schema: &TableSchema) -> Result<&'a [u8]> {
+        match self.rest.split_first_chunk() {
+            Some((count, rest)) if usize::from(u16::from_be_bytes(*count)) == schema.columns.len() => {
+                self.rest = rest;
+                Ok(rest)
+            }
+            _ => Err(self.other_columns(schema)),
+        }
+    }
+
+    #[cold]
+    fn other_columns(&self, schema: &TableSchema) -> Error {
+        let count = match self.cursor(self.rest).u16("number of columns") {
+            Ok(count) => count,
+            Err(malformed) => return malformed.into(),
+        };
+        Error::new(
+            Kind::Protocol,
+            format!(
+                "a row has {count} columns, but the server announced the table with {}",
+                schema.columns.len()
+            ),
+        )
+        .remedy(
+            "PostgreSQL 15.0 and 15.1 send such rows for publications with column lists: update the server to a newer \
+             minor release",
+        )
+    }
+
+    /// The next column; anything when it is malformed.
+    #[inline(always)]
+    fn cell(&mut self) -> Cell {
+        match self.rest {
+            [b't', a, b, c, d, value @ ..] => {
+                let length = u32::from_be_bytes([*a, *b, *c, *d]);
+                if let Some(rest) = value.get(length as usize..) {
+                    self.rest = rest;
+                    return Cell::bytes(self.end - value.len() as u32, length);
+                }
+            }
+            [b'n', rest @ ..] => {
+                self.rest = rest;
+                return Cell::NULL;
+            }
+            [b'u', rest @ ..] => {
+                self.rest = rest;
+                return Cell::UNCHANGED;
+            }
+            _ => {}
+        }
+        self.rest = &[];
+        self.malformed = true;
+        Cell::ABSENT
+    }
+
+    /// Says whether the columns since `begin` were well-formed.
+    #[inline(always)]
+    fn ended(&self, begin: &[u8], schema: &TableSchema) -> Result<()> {
+        if self.malformed {
+            return Err(self.malformation(begin, schema.columns.len()));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn malformation(&self, begin: &[u8], columns: usize) -> Error {
+        let mut cursor = self.cursor(begin);
+        match (0..columns).try_for_each(|_| field(&mut cursor).map(drop)) {
+            Ok(()) => Error::bug("a tuple is malformed when it is read once and not when it is read again"),
+            Err(malformed) => malformed.into(),
+        }
+    }
+
+    /// Refuses bytes after the last tuple.
+    #[inline(always)]
+    fn end(&self) -> Result<()> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(self.trailing())
+    }
+
+    #[cold]
+    fn trailing(&self) -> Error {
+        let trailing = Flaw::Trailing(self.rest.len());
+        self.cursor(self.rest).malformed(trailing).into()
+    }
+
+    /// A tuple as it was sent.
+    #[inline(always)]
+    fn image(&mut self, schema: &TableSchema, batch: &mut Batch) -> Result<u32> {
+        let begin = self.begin(schema)?;
+        let image = batch.add_image((0..schema.columns.len()).map(|_| self.cell()));
+        self.ended(begin, schema)?;
+        Ok(image)
     }
 }
 
 impl TupleReader {
     /// The new row of an insert: `N` tuple.
-    #[inline]
-    pub(super) fn insert(
-        &mut self,
-        tuples: Cursor<'_>,
-        schema: &TableSchema,
-        batch: &mut Batch,
-    ) -> Result<Images> {
-        let mut copied = Copied::new(tuples, batch)?;
-        match copied.cursor.u8("tuple marker")? {
+    #[inline(always)]
+    pub(super) fn insert(tuples: &mut Tuples<'_>, schema: &TableSchema, batch: &mut Batch) -> Result<Images> {
+        match tuples.marker()? {
             b'N' => {}
-            marker => return Err(copied.cursor.unknown("tuple marker", marker).into()),
+            marker => return Err(tuples.unknown_marker(marker)),
         }
-        let after = new_tuple(&mut copied, schema, batch)?;
-        copied.cursor.end()?;
+        let after = tuples.image(schema, batch)?;
+        tuples.end()?;
         Ok(Images {
             before: None,
             full_before: false,
@@ -102,29 +213,29 @@ impl TupleReader {
     }
 
     /// Old and new row of an update: optional `K` or `O` tuple, `N` tuple.
+    #[inline(always)]
     pub(super) fn update(
         &mut self,
-        tuples: Cursor<'_>,
+        tuples: &mut Tuples<'_>,
         schema: &TableSchema,
         batch: &mut Batch,
     ) -> Result<Images> {
-        let mut copied = Copied::new(tuples, batch)?;
-        let mut marker = copied.cursor.u8("tuple marker")?;
+        let mut marker = tuples.marker()?;
         let (mut before, mut full_before) = (None, false);
         if let b'K' | b'O' = marker {
             full_before = marker == b'O';
-            before = Some(self.old_tuple(&mut copied, schema, full_before, batch)?);
-            marker = copied.cursor.u8("tuple marker")?;
+            before = Some(self.old_tuple(tuples, schema, full_before, batch)?);
+            marker = tuples.marker()?;
         }
         if marker != b'N' {
-            return Err(copied.cursor.unknown("tuple marker", marker).into());
+            return Err(tuples.unknown_marker(marker));
         }
         let after = if full_before {
-            self.completed_tuple(&mut copied, schema, batch)?
+            self.completed_tuple(tuples, schema, batch)?
         } else {
-            new_tuple(&mut copied, schema, batch)?
+            tuples.image(schema, batch)?
         };
-        copied.cursor.end()?;
+        tuples.end()?;
         Ok(Images {
             before,
             full_before,
@@ -135,18 +246,17 @@ impl TupleReader {
     /// The old row of a delete: `K` or `O` tuple.
     pub(super) fn delete(
         &mut self,
-        tuples: Cursor<'_>,
+        tuples: &mut Tuples<'_>,
         schema: &TableSchema,
         batch: &mut Batch,
     ) -> Result<Images> {
-        let mut copied = Copied::new(tuples, batch)?;
-        let full_before = match copied.cursor.u8("tuple marker")? {
+        let full_before = match tuples.marker()? {
             b'O' => true,
             b'K' => false,
-            marker => return Err(copied.cursor.unknown("tuple marker", marker).into()),
+            marker => return Err(tuples.unknown_marker(marker)),
         };
-        let before = self.old_tuple(&mut copied, schema, full_before, batch)?;
-        copied.cursor.end()?;
+        let before = self.old_tuple(tuples, schema, full_before, batch)?;
+        tuples.end()?;
         Ok(Images {
             before: Some(before),
             full_before,
@@ -157,98 +267,43 @@ impl TupleReader {
     /// In a `K` tuple the columns outside the key are sent as NULL; they are no values.
     fn old_tuple(
         &mut self,
-        copied: &mut Copied<'_>,
+        tuples: &mut Tuples<'_>,
         schema: &TableSchema,
         full: bool,
         batch: &mut Batch,
     ) -> Result<u32> {
-        expect_columns(&mut copied.cursor, schema)?;
+        let begin = tuples.begin(schema)?;
         self.old.clear();
-        let image = batch.next_cell();
-        for column in &schema.columns {
-            match field(&mut copied.cursor)? {
-                Field::Text(at, length) => {
-                    let (off, len) = (copied.slab(at), length as u32);
-                    batch.cell_at(off, len);
-                    self.old.push(Kept::Bytes(off, len));
-                }
-                Field::Null => {
-                    batch.cell(if full || column.identity {
-                        Cell::NULL
-                    } else {
-                        Cell::ABSENT
-                    });
-                    self.old.push(Kept::Null);
-                }
-                Field::Unchanged => {
-                    batch.cell(Cell::UNCHANGED);
-                    self.old.push(Kept::Unchanged);
-                }
-            }
-        }
-        Ok(image)
+        self.old.extend(schema.columns.iter().map(|_| tuples.cell()));
+        tuples.ended(begin, schema)?;
+        let columns = schema.columns.iter().zip(&self.old);
+        let cells = columns.map(|(column, sent)| match *sent {
+            Cell::NULL if !full && !column.identity => Cell::ABSENT,
+            sent => sent,
+        });
+        Ok(batch.add_image(cells))
     }
 
     /// The new tuple after an `O` tuple: what was not sent because unchanged is in the old row.
     fn completed_tuple(
         &mut self,
-        copied: &mut Copied<'_>,
+        tuples: &mut Tuples<'_>,
         schema: &TableSchema,
         batch: &mut Batch,
     ) -> Result<u32> {
-        expect_columns(&mut copied.cursor, schema)?;
-        let image = batch.next_cell();
-        for kept in &self.old {
-            match field(&mut copied.cursor)? {
-                Field::Text(at, length) => batch.cell_at(copied.slab(at), length as u32),
-                Field::Null => batch.cell(Cell::NULL),
-                Field::Unchanged => match *kept {
-                    Kept::Bytes(off, len) => batch.cell_at(off, len),
-                    Kept::Null => batch.cell(Cell::NULL),
-                    Kept::Unchanged => batch.cell(Cell::UNCHANGED),
-                },
-            }
-        }
+        let begin = tuples.begin(schema)?;
+        let image = batch.add_image(self.old.iter().map(|old| match tuples.cell() {
+            Cell::UNCHANGED => *old,
+            sent => sent,
+        }));
+        tuples.ended(begin, schema)?;
         Ok(image)
     }
 }
 
-#[inline]
-fn new_tuple(copied: &mut Copied<'_>, schema: &TableSchema, batch: &mut Batch) -> Result<u32> {
-    expect_columns(&mut copied.cursor, schema)?;
-    let image = batch.next_cell();
-    for _ in &schema.columns {
-        match field(&mut copied.cursor)? {
-            Field::Text(at, length) => batch.cell_at(copied.slab(at), length as u32),
-            Field::Null => batch.cell(Cell::NULL),
-            Field::Unchanged => batch.cell(Cell::UNCHANGED),
-        }
-    }
-    Ok(image)
-}
-
-/// A tuple has exactly the columns that the Relation message announced.
-#[inline]
-fn expect_columns(cursor: &mut Cursor<'_>, schema: &TableSchema) -> Result<()> {
-    let count = usize::from(cursor.u16("number of columns")?);
-    if count == schema.columns.len() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::Protocol,
-        format!(
-            "a row has {count} columns, but the server announced the table with {}",
-            schema.columns.len()
-        ),
-    )
-    .remedy(
-        "PostgreSQL 15.0 and 15.1 send such rows for publications with column lists: update the server to a newer \
-         minor release",
-    ))
-}
-
 /// Whether column `column` of the new row of an insert or update holds exactly `wanted`.
-pub(super) fn new_column_is(mut tuples: Cursor<'_>, column: usize, wanted: &[u8]) -> Result<bool, Malformed> {
+pub(super) fn new_column_is(change: &RowChange<'_>, column: usize, wanted: &[u8]) -> Result<bool, Malformed> {
+    let mut tuples = Cursor::from(change.message, RowChange::TUPLES_AT);
     loop {
         match tuples.u8("tuple marker")? {
             b'N' => break,
@@ -267,12 +322,7 @@ pub(super) fn new_column_is(mut tuples: Cursor<'_>, column: usize, wanted: &[u8]
     for _ in 0..column {
         field(&mut tuples)?;
     }
-    if let Field::Text(..) = field(&mut tuples.clone())? {
-        tuples.u8("column kind")?;
-        let length = tuples.u32("column length")? as usize;
-        return Ok(tuples.take(length, "column value")? == wanted);
-    }
-    Ok(false)
+    Ok(field(&mut tuples)? == Field::Text(wanted))
 }
 
 /// Whether old rows of `schema` can be found by what the log says of them.

@@ -36,6 +36,7 @@ pub enum Frame<'a> {
 }
 
 /// Reads the payload of one CopyData message.
+#[inline]
 pub fn parse_frame(payload: &[u8]) -> Result<Frame<'_>, PgError> {
     let malformed = |what: &str| PgError::protocol(format!("malformed replication frame: {what}"));
     let (&tag, rest) = payload.split_first().ok_or_else(|| malformed("it is empty"))?;

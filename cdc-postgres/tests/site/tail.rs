@@ -17,7 +17,7 @@ async fn changes(stream: &mut TailStream, rows: usize) -> Vec<(String, Op)> {
             .await
             .expect("no changes within a minute")
             .unwrap();
-        stream.decoder.decode(&chunk, &mut batch).unwrap();
+        stream.decoder.decode(&mut chunk, &mut batch).unwrap();
         stream.source.confirm(None).await.unwrap();
     }
     let events = (0..batch.rows().len()).filter_map(|row| batch.event(row));

@@ -252,7 +252,7 @@ fn a_read_that_is_dropped_loses_nothing() {
         });
         assert!(read.is_ok() || chunk.bytes.is_empty());
         let mut batch = cdc_core::Batch::new();
-        decoder.decode(&chunk, &mut batch).unwrap();
+        decoder.decode(&mut chunk, &mut batch).unwrap();
         for row in 0..batch.rows().len() {
             let table = batch.event(row).unwrap().table().unwrap().name.clone();
             rows += usize::from(table.name == "t");

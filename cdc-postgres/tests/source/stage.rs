@@ -155,7 +155,7 @@ impl Reader<'_> {
                 .expect("the server sends nothing")
         })?;
         let mut batch = Batch::new();
-        self.decoder.decode(&chunk, &mut batch)?;
+        self.decoder.decode(&mut chunk, &mut batch)?;
         batch.verify()?;
         for txn in batch.txns() {
             if txn.first {

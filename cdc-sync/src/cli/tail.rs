@@ -147,7 +147,7 @@ impl Tailing {
 
     fn print(&mut self) -> Result<Printed> {
         self.batch.clear();
-        self.decoder.decode(&self.chunk, &mut self.batch)?;
+        self.decoder.decode(&mut self.chunk, &mut self.batch)?;
         self.chunk.bytes.clear();
         let mut text = String::new();
         for line in self.printer.lines(&self.batch)? {

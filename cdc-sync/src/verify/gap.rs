@@ -59,7 +59,7 @@ async fn read_until(
         // Reading is cancel-safe, so that a silent log does not keep us from the timer.
         if let Ok(read) = tokio::time::timeout(ALIVE, log.read(&mut chunk)).await {
             read?;
-            decoder.decode(&chunk, &mut batch)?;
+            decoder.decode(&mut chunk, &mut batch)?;
             chunk.bytes.clear();
             pending.add(&batch, tracker.as_mut(), end)?;
             batch.clear();

@@ -68,7 +68,7 @@ impl Reading {
             let mut chunk = RawChunk::default();
             self.source.read(&mut chunk).await?;
             let mut batch = Batch::new();
-            self.decoder.decode(&chunk, &mut batch)?;
+            self.decoder.decode(&mut chunk, &mut batch)?;
             batch.verify()?;
             self.take(&batch)?;
         }
