@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Only workloads whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Judge our tables like this, as `cdc-sync run` takes it; repeatable
+    #[arg(long, value_name = "PATTERN=POLICY")]
+    conflict: Vec<String>,
     /// pgbench scale of the seed (100,000 rows each)
     #[arg(long, default_value_t = 20)]
     scale: u32,
@@ -99,11 +102,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tools = postgres_tools()?;
     let binary = release_binary()?;
     println!(
-        "machine: {} cores; blue {}, green {}; native streaming={}",
+        "machine: {} cores; blue {}, green {}; native streaming={}; ours {}",
         std::thread::available_parallelism()?,
         args.source,
         args.target,
-        args.native_streaming
+        args.native_streaming,
+        if args.conflict.is_empty() {
+            String::from("stops at conflicts")
+        } else {
+            format!("under {}", args.conflict.join(" "))
+        }
     );
     let mut results: Vec<(String, Vec<Round>)> = Vec::new();
     if "seed".contains(&args.only) {
@@ -183,7 +191,7 @@ fn seed_round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, round
     source.run("CHECKPOINT")?;
     let ours = || -> Result<f64> {
         let green = cluster(args.target)?;
-        follow(binary, tools, &blue, &green)
+        follow(args, binary, tools, [&blue, &green])
     };
     let native = || -> Result<f64> {
         let green = cluster(args.target)?;
@@ -238,7 +246,7 @@ fn catch_up(
     source.run("CREATE TABLE last_row (id bigint PRIMARY KEY)")?;
     source.run(WIDE_ROWS)?;
     source.run("VACUUM ANALYZE")?;
-    follow(binary, tools, &blue, &green).context("first run of cdc-sync")?;
+    follow(args, binary, tools, [&blue, &green]).context("first run of cdc-sync")?;
     let subscriber = Psql::new(tools, native.url("postgres"));
     let schema = tools
         .command("pg_dump")
@@ -273,7 +281,7 @@ fn catch_up(
             source.run("TRUNCATE wide")?;
             source.run(WIDE_ROWS)?;
             drain(&source, &subscriber, &mut last_row)?;
-            follow(binary, tools, &blue, &green)?;
+            follow(args, binary, tools, [&blue, &green])?;
         }
         for (workload, (_, rounds)) in workloads.iter().zip(&mut results) {
             subscriber.run("ALTER SUBSCRIPTION native DISABLE")?;
@@ -299,7 +307,7 @@ fn catch_up(
                 )?;
                 Ok(began.elapsed().as_secs_f64())
             };
-            let run_ours = || follow(binary, tools, &blue, &green);
+            let run_ours = || follow(args, binary, tools, [&blue, &green]);
             let (ours, native) = if round.is_multiple_of(2) {
                 let first = run_ours()?;
                 (first, run_native()?)
@@ -330,10 +338,10 @@ fn drain(source: &Psql<'_>, subscriber: &Psql<'_>, last_row: &mut u64) -> Result
 
 /// Runs cdc-sync from process start to exit; returns the seconds.
 fn follow(
+    args: &Args,
     binary: &std::path::Path,
     tools: &ToolsInstall,
-    blue: &PgCluster,
-    green: &PgCluster,
+    [blue, green]: [&PgCluster; 2],
 ) -> Result<f64> {
     let began = Instant::now();
     let output = Command::new(binary)
@@ -346,6 +354,7 @@ fn follow(
         ])
         .arg("--pg-bin")
         .arg(&tools.bin)
+        .args(args.conflict.iter().flat_map(|rule| ["--conflict", rule]))
         .output()
         .context("cdc-sync does not start")?;
     let seconds = began.elapsed().as_secs_f64();
