@@ -12,12 +12,13 @@ use std::time::Duration;
 use crate::BoxFuture;
 use crate::compare::RowBuffer;
 use crate::conflict::ConflictRecord;
+use crate::error::Result;
 use crate::model::{Position, TableName};
 use crate::plan::TargetTable;
 use crate::repair::{Asked, Found, Mender};
 use crate::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
 use crate::sink::{Checkpoint, Sink};
-use crate::source::{Decoder, Source};
+use crate::source::{Decoder, Source, StreamStart};
 
 pub use facts::{
     Alteration, Barrier, CleanupReport, ColumnInfo, Finding, HistoryEvent, JobNames, Occupancy,
@@ -37,6 +38,12 @@ pub trait Engine: Send + Sync {
     /// [`crate::Kind::Config`] for a wrong URL, naming the parameters there are; [`crate::Kind::Unreachable`]
     /// and [`crate::Kind::Login`] for a server that cannot be reached or refuses.
     fn connect<'a>(&'a self, url: &'a str, timeout: Duration) -> BoxFuture<'a, Box<dyn Site>>;
+
+    /// A decoder of what was read before, without a server; see [`crate::capture`].
+    ///
+    /// # Errors
+    /// [`crate::Kind::Config`] when a position of `start` is not one of this engine.
+    fn decoder(&self, start: &StreamStart) -> Result<Box<dyn Decoder>>;
 }
 
 /// The exclusive right to apply a stream. Held while it lives; dropping it lets the next instance in.
@@ -87,6 +94,10 @@ pub trait CompareView: Send + Sync {
 
 /// The log opened for looking at it, see [`Site::tail`].
 pub struct TailStream {
+    /// the engine, by its first URL scheme
+    pub engine: &'static str,
+    /// where it starts
+    pub start: StreamStart,
     /// the source, already reading
     pub source: Box<dyn Source>,
     /// decodes what it reads

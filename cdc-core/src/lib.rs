@@ -20,6 +20,7 @@
 //! Nothing here does network I/O, and nothing here names a database product.
 
 pub mod batch;
+pub mod capture;
 pub mod compare;
 pub mod conflict;
 pub mod engine;

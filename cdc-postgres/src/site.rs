@@ -15,9 +15,10 @@ use cdc_core::engine::{
 use cdc_core::plan::TargetTable;
 use cdc_core::repair::Mender;
 use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
+use cdc_core::source::StreamStart;
 use cdc_core::{
-    BoxFuture, Checkpoint, Engine, Error, Kind, Position, Result, Sink, Site, Source, SourceIdentity,
-    TableName, TableSelection,
+    BoxFuture, Checkpoint, Decoder, Engine, Error, Kind, Position, Result, Sink, Site, Source,
+    SourceIdentity, TableName, TableSelection,
 };
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -27,6 +28,7 @@ use crate::config::Config;
 use crate::error::PgError;
 use crate::loader::LOAD_SETTINGS;
 use crate::lock::LOCK_TIMEOUT;
+use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
@@ -47,9 +49,12 @@ const SOURCE_SETTINGS: &[(&str, &str)] = &[("lock_timeout", LOCK_TIMEOUT)];
 #[derive(Debug, Default, Clone, Copy)]
 pub struct PgEngine;
 
+/// What a URL of ours begins with.
+pub(crate) const SCHEMES: [&str; 2] = ["postgres", "postgresql"];
+
 impl Engine for PgEngine {
     fn schemes(&self) -> &'static [&'static str] {
-        &["postgres", "postgresql"]
+        &SCHEMES
     }
 
     fn connect<'a>(&'a self, url: &'a str, timeout: Duration) -> BoxFuture<'a, Box<dyn Site>> {
@@ -57,6 +62,10 @@ impl Engine for PgEngine {
             let site = PgSite::connect(url, timeout).await?;
             Ok(Box::new(site) as Box<dyn Site>)
         })
+    }
+
+    fn decoder(&self, start: &StreamStart) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(PgDecoder::new(ProtocolVersion::V1, start)?))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use cdc_core::{Engine, Error, Kind, Result, Site};
+use cdc_core::source::StreamStart;
+use cdc_core::{Decoder, Engine, Error, Kind, Result, Site};
 
 use crate::config::DatabaseUrl;
 
@@ -40,4 +41,22 @@ pub async fn connect(url: &DatabaseUrl, timeout: Duration) -> Result<Box<dyn Sit
         }
     }
     unknown("there is no engine for URLs of this scheme")
+}
+
+/// A decoder of what the engine of this name has read.
+///
+/// # Errors
+/// [`Kind::Config`] when this build has no such engine, or `start` does not suit it.
+pub fn decoder(engine: &str, start: &StreamStart) -> Result<Box<dyn Decoder>> {
+    let engines = engines();
+    let found = engines.iter().find(|known| known.schemes().contains(&engine));
+    found
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Config,
+                format!("it was taken from a database of {engine:?}, which this build does not know"),
+            )
+            .remedy("read it with the version that wrote it")
+        })?
+        .decoder(start)
 }

@@ -15,6 +15,7 @@ use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::publication;
 use crate::session::connect;
+use crate::site::SCHEMES;
 use crate::slot;
 use crate::snapshot::temporary_name;
 use crate::snapshot::waiting::create_slot;
@@ -89,6 +90,8 @@ pub(crate) async fn tail(
     };
     let decoder = PgDecoder::new(ProtocolVersion::V1, &start)?;
     Ok(TailStream {
+        engine: SCHEMES[0],
+        start,
         source: Box::new(source),
         decoder: Box::new(decoder),
     })

@@ -56,6 +56,9 @@ pub(super) enum Verb {
     /// Print the changes of the source as JSON lines, from now on
     #[command(after_help = include_str!("help/tail.txt"))]
     Tail(Tail),
+    /// Print the changes of a capture that `tail --capture` wrote, without a server
+    #[command(after_help = include_str!("help/replay.txt"))]
+    Replay(Replay),
     /// List what conflict policies decided; apply or give up changes that were put aside
     #[command(after_help = include_str!("help/conflicts.txt"))]
     Conflicts(Conflicts),
@@ -81,6 +84,7 @@ impl Verb {
             Self::Repair(_) => "repair",
             Self::Report(_) => "report",
             Self::Tail(_) => "tail",
+            Self::Replay(_) => "replay",
             Self::Conflicts(_) => "conflicts",
             Self::Cleanup(_) => "cleanup",
             Self::Completions(_) => "completions",
@@ -237,6 +241,25 @@ pub(super) struct Tail {
     /// Confirm what was printed, so that the slot does not deliver it again
     #[arg(long, requires = "slot")]
     pub(super) consume: bool,
+    /// End when this position is reached
+    #[arg(long, value_name = "LSN")]
+    pub(super) until_lsn: Option<String>,
+    /// End after this many changes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) limit: Option<u64>,
+    /// Show numbers and booleans as JSON has them instead of as text
+    #[arg(long)]
+    pub(super) typed: bool,
+    /// Write what is read to this new file as well, for `replay`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) capture: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// The capture
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) file: PathBuf,
     /// End when this position is reached
     #[arg(long, value_name = "LSN")]
     pub(super) until_lsn: Option<String>,

@@ -8,6 +8,7 @@ mod human;
 mod init;
 mod manual;
 mod repair;
+mod replay;
 mod report;
 mod resync;
 mod run;
@@ -101,7 +102,7 @@ fn connected(cli: Cli) -> Result<u8> {
 /// Whether nothing is left to print at the end but an error.
 fn prints_as_it_goes(verb: &Verb) -> bool {
     match verb {
-        Verb::Tail(_) => true,
+        Verb::Tail(_) | Verb::Replay(_) => true,
         Verb::Status(args) => args.watch,
         _ => false,
     }
@@ -111,6 +112,7 @@ async fn perform(session: &Session, verb: &Verb) -> Report {
     let performed = match verb {
         Verb::Run(args) => return run::run(session, args).await,
         Verb::Tail(args) => tail::tail(session, args).await,
+        Verb::Replay(args) => session.bounded(replay::replay(session, args)).await,
         Verb::Status(args) if args.watch => status::watch(session, args).await,
         Verb::Status(args) => session.bounded(status::status(session, args)).await,
         Verb::Check(args) => session.bounded(check::check(session, args)).await,

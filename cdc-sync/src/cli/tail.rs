@@ -1,7 +1,11 @@
 //! `tail`: prints changes as they come.
 
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cdc_core::capture::{CaptureHeader, CaptureWriter};
 use cdc_core::engine::{JobNames, Side, TailStream};
 use cdc_core::model::Position;
 use cdc_core::source::{RawChunk, Source};
@@ -10,7 +14,7 @@ use cdc_core::{Batch, Decoder, Error, Kind, Result, Site};
 use super::args::Tail;
 use super::session::Session;
 use crate::output::{self, Printed, Report};
-use crate::tail::{Printer, View};
+use crate::tail::{Line, Printer, View};
 use crate::{exit, job};
 
 /// How often the server is told that we are alive, well below its patience.
@@ -34,18 +38,14 @@ pub(super) async fn tail(session: &Session, args: &Tail) -> Result<Report> {
 /// Prints until the end that was asked for.
 async fn print(session: &Session, args: &Tail, stream: TailStream) -> Result<()> {
     let view = if args.typed { View::Typed } else { View::Text };
-    let until = args.until_lsn.as_deref().map(Position::new);
-    let tracker = stream.decoder.tracker();
-    if let Some(until) = &until {
-        let readable = tracker.has_reached(until);
-        readable.map_err(|error| {
-            Error::new(Kind::Config, error.message().to_owned())
-                .object(format!("--until-lsn {until}"))
-                .remedy("give a position as the source writes it, such as 0/16B3748")
-        })?;
-    }
-    let printer = Printer::new(tracker, view, args.limit, until);
+    let until = until(args.until_lsn.as_deref(), stream.decoder.as_ref())?;
+    let printer = Printer::new(stream.decoder.tracker(), view, args.limit, until);
+    let capture = match &args.capture {
+        Some(path) => Some(Capture::begin(path, &stream)?),
+        None => None,
+    };
     let mut tailing = Tailing {
+        capture,
         source: stream.source,
         decoder: stream.decoder,
         printer,
@@ -68,6 +68,31 @@ async fn print(session: &Session, args: &Tail, stream: TailStream) -> Result<()>
     };
     let closed = tailing.close().await;
     ended.and(closed)
+}
+
+/// The position to end at.
+pub(super) fn until(given: Option<&str>, decoder: &dyn Decoder) -> Result<Option<Position>> {
+    let Some(until) = given.map(Position::new) else {
+        return Ok(None);
+    };
+    decoder.tracker().has_reached(&until).map_err(|error| {
+        Error::new(Kind::Config, error.message().to_owned())
+            .object(format!("--until-lsn {until}"))
+            .remedy("give a position as the source writes it, such as 0/16B3748")
+    })?;
+    Ok(Some(until))
+}
+
+/// Lines as text.
+pub(super) fn rendered(lines: &[Line]) -> Result<String> {
+    let mut text = String::new();
+    for line in lines {
+        let line =
+            serde_json::to_string(line).map_err(|error| Error::bug("a line is not JSON").caused_by(error))?;
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 /// A tail without an end of its own is ended by a signal.
@@ -116,7 +141,47 @@ impl Names {
     }
 }
 
+/// The file that what is read is written to.
+struct Capture {
+    path: PathBuf,
+    writer: CaptureWriter<BufWriter<File>>,
+}
+
+impl Capture {
+    /// Makes the file. One that exists is somebody's.
+    fn begin(path: &Path, stream: &TailStream) -> Result<Self> {
+        let named = |error: Error| error.object(path.display().to_string());
+        let file = File::create_new(path).map_err(|error| {
+            named(Error::new(Kind::Config, "the capture cannot be made").caused_by(error))
+                .remedy("give the path of a file that does not exist, in a folder that can be written")
+        })?;
+        let header = CaptureHeader {
+            engine: stream.engine.to_owned(),
+            stream: stream.start.stream.clone(),
+            from: stream.start.from.clone(),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            writer: CaptureWriter::begin(BufWriter::new(file), &header).map_err(named)?,
+        })
+    }
+
+    /// Makes what was written durable: what is confirmed is not sent again.
+    fn store(&mut self) -> Result<()> {
+        let stored = self.writer.output().and_then(|out| {
+            let synced = out.get_ref().sync_data();
+            synced.map_err(|error| Error::new(Kind::Local, "the capture cannot be written").caused_by(error))
+        });
+        stored.map_err(|error| self.named(error))
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.object(self.path.display().to_string())
+    }
+}
+
 struct Tailing {
+    capture: Option<Capture>,
     source: Box<dyn Source>,
     decoder: Box<dyn Decoder>,
     printer: Printer,
@@ -146,16 +211,16 @@ impl Tailing {
     }
 
     fn print(&mut self) -> Result<Printed> {
+        if let Some(capture) = &mut self.capture {
+            capture
+                .writer
+                .add(&self.chunk)
+                .map_err(|error| capture.named(error))?;
+        }
         self.batch.clear();
         self.decoder.decode(&mut self.chunk, &mut self.batch)?;
         self.chunk.bytes.clear();
-        let mut text = String::new();
-        for line in self.printer.lines(&self.batch)? {
-            let line = serde_json::to_string(&line)
-                .map_err(|error| Error::bug("a line is not JSON").caused_by(error))?;
-            text.push_str(&line);
-            text.push('\n');
-        }
+        let text = rendered(&self.printer.lines(&self.batch)?)?;
         let printed = if text.is_empty() {
             Printed::Read
         } else {
@@ -169,6 +234,9 @@ impl Tailing {
 
     /// Tells the server that we are alive and, with --consume, what was printed.
     async fn confirm(&mut self) -> Result<()> {
+        if let Some(capture) = &mut self.capture {
+            capture.store()?;
+        }
         let consumed = self.printed.as_ref().filter(|_| self.consume);
         self.source.confirm(consumed).await
     }

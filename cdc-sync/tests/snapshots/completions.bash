@@ -37,6 +37,9 @@ _cdc__sync() {
             cdc__sync,repair)
                 cmd="cdc__sync__subcmd__repair"
                 ;;
+            cdc__sync,replay)
+                cmd="cdc__sync__subcmd__replay"
+                ;;
             cdc__sync,report)
                 cmd="cdc__sync__subcmd__report"
                 ;;
@@ -74,7 +77,7 @@ _cdc__sync() {
 
     case "${cmd}" in
         cdc__sync)
-            opts="-c -y -h -V --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help --version check init run status verify resync repair report tail conflicts cleanup completions man"
+            opts="-c -y -h -V --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help --version check init run status verify resync repair report tail replay conflicts cleanup completions man"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1055,6 +1058,94 @@ _cdc__sync() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        cdc__subcmd__sync__subcmd__replay)
+            opts="-c -y -h --until-lsn --limit --typed --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --until-lsn)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --limit)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                -c)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --job)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --source)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --target)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --table)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --exclude)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --partitions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         cdc__subcmd__sync__subcmd__report)
             opts="-c -y -h --markdown --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -1430,7 +1521,7 @@ _cdc__sync() {
             return 0
             ;;
         cdc__subcmd__sync__subcmd__tail)
-            opts="-c -y -h --slot --consume --until-lsn --limit --typed --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
+            opts="-c -y -h --slot --consume --until-lsn --limit --typed --capture --config --job --source --target --table --exclude --partitions --connect-timeout --timeout --dry-run --yes --non-interactive --json --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1446,6 +1537,21 @@ _cdc__sync() {
                     ;;
                 --limit)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --capture)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
                     return 0
                     ;;
                 --config)

@@ -123,6 +123,48 @@ fn tail_shows_changes_as_they_come() {
     end(running);
 }
 
+#[test]
+fn a_capture_tells_what_tail_told_without_a_server() {
+    let pair = shop(13, 17);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop.cdccap");
+    let file = path.to_str().unwrap();
+    let mut tail = tail_of(&pair, &["--limit", "203", "--capture", file]);
+    pair.on_blue(
+        "INSERT INTO customers SELECT n, repeat('x', 5000), NULL FROM generate_series(2001, 2200) n; \
+         UPDATE customers SET note = 'x' WHERE id IN (1, 2); DELETE FROM orders WHERE id = 1",
+    )
+    .unwrap();
+    let told = tail.wait_timeout(LIMIT).unwrap();
+    assert_eq!(told.code(), Some(0), "{}", told.stderr);
+    let replay = |arguments: &[&str]| {
+        let mut command = testbed::process::cdc_sync().unwrap();
+        command.arg("replay").args(arguments);
+        Process::run(command, LIMIT).unwrap()
+    };
+    let again = replay(&[file, "--limit", "203"]);
+    assert_eq!(again.code(), Some(0), "{}", again.stderr);
+    assert_eq!(again.stdout, told.stdout);
+    let some = replay(&[file, "--table", "public.orders", "--typed"]);
+    assert!(some.stdout.contains(r#""key":{"id":1}"#), "{}", some.stdout);
+    assert!(!some.stdout.contains("customers"));
+
+    // What exists is not written over, and what is damaged is told as far as it is whole.
+    pair.verb(&["tail", "--limit", "1", "--capture", file], 2)
+        .unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let cut = replay(&[file]);
+    assert_eq!(cut.code(), Some(13), "{}", cut.stderr);
+    assert!(
+        cut.stderr.contains(file) && cut.stderr.contains("cut short"),
+        "{}",
+        cut.stderr
+    );
+    assert!(!cut.stdout.is_empty() && told.stdout.starts_with(&cut.stdout));
+    assert_eq!(replay(&["nowhere.cdccap"]).code(), Some(2));
+}
+
 /// What the job has applied to green carries its origin in green's log, by which a stream in the other direction knows
 /// where it came from.
 #[test]
