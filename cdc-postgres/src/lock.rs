@@ -1,4 +1,4 @@
-//! Locks that statements of ours meet on blue: short waits, a few attempts, and the name of who stands in the way.
+//! Locks that statements of ours meet: short waits, a few attempts, and the name of who stands in the way.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::session::during;
 
-/// What a statement may wait for a lock on blue. Whoever waits for a lock makes others wait behind it.
+/// What a statement may wait for a lock. Whoever waits for a lock makes others wait behind it.
 pub(crate) const LOCK_TIMEOUT: &str = "5s";
 /// How often a statement that met a lock is tried.
 const ATTEMPTS: u32 = 6;
@@ -59,7 +59,7 @@ where
                 .action(Action::Retry)
                 .remedy("let these sessions finish or end them, then run again"));
         }
-        tracing::warn!("{what}: a lock needed on the source is held by {holders}; trying again");
+        tracing::warn!("{what}: a lock that it needs is held by {holders}; trying again");
         tokio::time::sleep(PAUSE).await;
         attempt += 1;
     }
@@ -73,8 +73,8 @@ async fn holders(client: &Client, in_the_way: InTheWay<'_>) -> Result<(String, O
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let rows = client
         .query(
-            "SELECT DISTINCT format('process %s (%s%s, %s on %s.%s, transaction open for %s s)', a.pid, \
-                    a.backend_type, COALESCE(' ' || NULLIF(a.application_name, ''), ''), l.mode, n.nspname, \
+            "SELECT DISTINCT format('process %s of %s:%s (%s%s, %s on %s.%s, transaction open for %s s)', a.pid, \
+                    COALESCE(host(inet_server_addr()), 'the local server'), current_setting('port'), a.backend_type, COALESCE(' ' || NULLIF(a.application_name, ''), ''), l.mode, n.nspname, \
                     c.relname, COALESCE(extract(epoch FROM clock_timestamp() - a.xact_start)::int8, 0)), \
                     format('%s.%s', n.nspname, c.relname) \
              FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace \

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::error::PgError;
 use crate::error_map::message_without_value;
 use crate::session::try_replica_role;
-use crate::sink::origin;
+use crate::sink::{origin, suppressors};
 use crate::wire::{Connection, Purpose, literal};
 use table::{Located, Table};
 
@@ -95,10 +95,26 @@ impl PgMender {
         let table = Table::read(&mut self.connection, asked).await?;
         let target = table.locate(&mut self.connection, Located::ForUpdate).await?;
         let written = write::write(&mut self.connection, &table, source, &target).await;
-        written.map(Some).map_err(|error| refused(error, asked))
+        let written = written.map_err(|error| refused(error, asked))?;
+        if written.suppressed > 0 {
+            return Err(self.suppressed(written.suppressed, asked).await?);
+        }
+        Ok(Some(written.mended))
     }
 
-    /// A table that is set aside is emptied and copied by a stream of its own, which the fence does not keep away. Until
+    /// What was not written without an error was kept back by a trigger or a rule.
+    async fn suppressed(&mut self, rows: u64, asked: &Asked<'_>) -> Result<Error> {
+        let names = suppressors(&mut self.connection, asked.table).await?;
+        let names = names.unwrap_or_else(|| "a trigger or rule".to_owned());
+        Ok(Error::new(
+            Kind::Data,
+            format!("the target suppresses the writing of {rows} rows: {names}"),
+        )
+        .object(format!("table {}", asked.table))
+        .remedy("disable it for the time of the repair, then repair again"))
+    }
+
+    /// What the job does not have is none of our business. A table that is set aside is emptied and copied by a stream of its own, which the fence does not keep away. Until
     /// our transaction ends it cannot be set aside.
     async fn expect_followed(&mut self, asked: &Asked<'_>, stream: &str) -> Result<()> {
         let sql = format!(
@@ -106,8 +122,14 @@ impl PgMender {
             literal(&asked.table.schema),
             literal(&asked.table.name)
         );
-        if self.connection.single_value(&sql).await?.as_deref() != Some("aside") {
-            return Ok(());
+        match self.connection.single_value(&sql).await?.as_deref() {
+            Some("aside") => {}
+            Some(_) => return Ok(()),
+            None => {
+                return Err(Error::new(Kind::Unverifiable, "it is not one of the job's tables")
+                    .object(format!("table {}", asked.table))
+                    .remedy("its rows on the target are the target's own; `cdc-sync resync` takes it into the job"));
+            }
         }
         Err(Error::new(Kind::Unverifiable, "it is being copied anew")
             .object(format!("table {}", asked.table))

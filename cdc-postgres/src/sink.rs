@@ -42,6 +42,8 @@ use flight::{Failure, Flight, Halt, Subject};
 use net::{Buffers, NetSets};
 use rows::Rows;
 use suppressed::{Suspects, overtaken};
+
+pub(crate) use suppressed::suppressors;
 use tables::Tables;
 
 /// Where the target transaction stands.

@@ -18,13 +18,21 @@ struct Work<'w> {
     insert: Vec<&'w TextRow>,
 }
 
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Written {
+    pub(super) mended: Mended,
+    /// rows that statements were to write and did not: the target suppresses them, for nobody else can change them
+    pub(super) suppressed: u64,
+}
+
 /// Makes what is at the `target` of each row that was asked for what the `source` has of it.
 pub(super) async fn write(
     connection: &mut Connection,
     table: &Table<'_>,
     source: &[Found],
     target: &[Place],
-) -> Result<Mended, PgError> {
+) -> Result<Written, PgError> {
     if !table.keyed() {
         return write_copies(connection, table, source, target).await;
     }
@@ -39,16 +47,21 @@ pub(super) async fn write(
     let deleted = affected(connection, &delete(table, &gone)).await?;
     let replaced = (work.replace.len() as u64).min(deleted);
     mended.deleted = deleted - replaced;
-    mended.updated = affected(connection, &update(table, &work.update)).await? + replaced;
+    let updated = affected(connection, &update(table, &work.update)).await?;
+    mended.updated = updated + replaced;
     let come: Vec<&TextRow> = work
         .replace
         .iter()
         .map(|(_, row)| *row)
-        .chain(work.insert)
+        .chain(work.insert.iter().copied())
         .collect();
     let inserted = affected(connection, &insert(table, &come)).await?;
     mended.inserted = inserted.saturating_sub(replaced);
-    Ok(mended)
+    let asked = gone.len() + work.update.len() + come.len();
+    Ok(Written {
+        mended,
+        suppressed: (asked as u64).saturating_sub(deleted + updated + inserted),
+    })
 }
 
 /// Keys that differ as text may be equal by the key's operator (numeric 1.0 and 1.00, letters under a collation), and of
@@ -203,7 +216,7 @@ async fn write_copies(
     table: &Table<'_>,
     source: &[Found],
     target: &[Place],
-) -> Result<Mended, PgError> {
+) -> Result<Written, PgError> {
     let (mut surplus, mut lacking) = (Vec::new(), Vec::new());
     for ((row, source), target) in table.asked.rows.iter().zip(source).zip(target) {
         let (wanted, present) = (source.copies, target.found.copies);
@@ -222,7 +235,11 @@ async fn write_copies(
     for part in lacking.chunks(INSERTED_AT_ONCE) {
         mended.inserted += affected(connection, &insert(table, part)).await?;
     }
-    Ok(mended)
+    let asked = surplus.iter().map(|(_, copies)| copies).sum::<u64>() + lacking.len() as u64;
+    Ok(Written {
+        mended,
+        suppressed: asked.saturating_sub(mended.deleted + mended.inserted),
+    })
 }
 
 /// Rows in a statement that inserts copies.

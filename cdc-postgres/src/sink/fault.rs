@@ -14,10 +14,11 @@ use crate::state::{UNDECIDED, explained};
 /// Bytes of a key's value that are shown.
 const SHOWN: usize = 64;
 
-const TARGET_WRITTEN: &str =
-    "was the target written to by someone else? `verify` shows what differs; mend the row, then run again";
+const TARGET_WRITTEN: &str = "was the target written to by someone else? give the row on the target what the source had in it before this \
+     change, then run again; or let the source win: run --conflict 'TABLE=blue_wins'. `verify` shows afterwards what else differs";
 
-const VALUE_TAKEN: &str = "was the target written to by someone else? `verify` shows what differs; mend the row, then run again. A constraint \
+const VALUE_TAKEN: &str = "was the target written to by someone else? take the value away from the row on the target that holds it, then run \
+     again; or let the source win: run --conflict 'TABLE=blue_wins'. `verify` shows afterwards what else differs. A constraint \
      that the source checks at the end of its transactions must be DEFERRABLE INITIALLY DEFERRED on the target too";
 
 /// Turns a failure into an error of the core. An error that the server gave for a set of rows has the action

@@ -76,6 +76,16 @@ impl Suspects {
     }
 }
 
+/// The row triggers and rules of a table that may keep back what our role writes there, for people.
+pub(crate) async fn suppressors(connection: &mut Connection, table: &TableName) -> Result<Option<String>> {
+    let mut names = Vec::new();
+    for effect in [Effect::Update, Effect::Delete] {
+        let found = connection.single_value(&query(table, effect)).await?;
+        names.extend(found.filter(|found| !names.contains(found)));
+    }
+    Ok((!names.is_empty()).then(|| names.join(", ")))
+}
+
 /// A query for the names of row triggers BEFORE the effect and of rules that act in the session, on the table and its
 /// partitions; NULL without any. An insert may become an update under a policy, and the reverse.
 fn query(table: &TableName, effect: Effect) -> String {

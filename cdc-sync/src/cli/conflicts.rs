@@ -22,10 +22,7 @@ pub(super) async fn conflicts(session: &Session, args: &Conflicts) -> Result<Rep
     }
     match &args.deed {
         Deed::List(list) => {
-            let records = sites
-                .target
-                .conflicts(&sites.names.job, None, list.limit, list.open)
-                .await?;
+            let records = selected(session, &sites, list.open, list.limit as usize).await?;
             let human = table(&records);
             Ok(Report::new(exit::OK, &Listed { conflicts: records }, human))
         }
@@ -230,7 +227,7 @@ struct Outcome {
 async fn decided(session: &Session, sites: &Sites, decide: &Decide, verdict: Verdict) -> Result<Report> {
     let (verb, _) = verdict.words();
     let ids = if decide.all {
-        all_open(sites).await?
+        open_ids(session, sites).await?
     } else {
         decide.ids.clone()
     };
@@ -242,7 +239,7 @@ async fn decided(session: &Session, sites: &Sites, decide: &Decide, verdict: Ver
         return Ok(Report::new(exit::OK, &body, "nothing to do\n".to_owned()));
     }
     if session.dry_run {
-        return plan(sites, &ids, verdict).await;
+        return plan(session, sites, &ids, verdict).await;
     }
     let listed: Vec<String> = ids.iter().take(10).map(i64::to_string).collect();
     let more = if ids.len() > listed.len() { ", …" } else { "" };
@@ -297,26 +294,36 @@ fn outcome(id: i64, outcome: &'static str, error: Option<&Error>) -> Outcome {
     }
 }
 
-/// The numbers of all that wait, in the order in which they were put aside: later changes build on earlier ones.
-async fn all_open(sites: &Sites) -> Result<Vec<i64>> {
-    let mut ids: Vec<i64> = Vec::new();
-    loop {
+/// Conflicts of the selected tables, newest first.
+async fn selected(session: &Session, sites: &Sites, open: bool, limit: usize) -> Result<Vec<ConflictRecord>> {
+    let mut records: Vec<ConflictRecord> = Vec::new();
+    let mut before = None;
+    while records.len() < limit {
         let page = sites
             .target
-            .conflicts(&sites.names.job, ids.last().copied(), PAGE, true)
+            .conflicts(&sites.names.job, before, PAGE, open)
             .await?;
-        if page.is_empty() {
-            break;
-        }
-        ids.extend(page.iter().map(|record| record.id));
+        let Some(last) = page.last() else { break };
+        before = Some(last.id);
+        let of_selected = page
+            .into_iter()
+            .filter(|record| session.settings.selection.selects(&record.table));
+        records.extend(of_selected);
     }
-    ids.reverse();
-    Ok(ids)
+    records.truncate(limit);
+    Ok(records)
+}
+
+/// The numbers of all of the selected tables that wait, in the order in which they were put aside: later changes build on
+/// earlier ones.
+async fn open_ids(session: &Session, sites: &Sites) -> Result<Vec<i64>> {
+    let open = selected(session, sites, true, usize::MAX).await?;
+    Ok(open.iter().rev().map(|record| record.id).collect())
 }
 
 /// `--dry-run`: which would be decided. Whether the target's row still is as it was shows only by doing it.
-async fn plan(sites: &Sites, ids: &[i64], verdict: Verdict) -> Result<Report> {
-    let open = all_open(sites).await?;
+async fn plan(session: &Session, sites: &Sites, ids: &[i64], verdict: Verdict) -> Result<Report> {
+    let open = open_ids(session, sites).await?;
     if let Some(id) = ids.iter().find(|id| !open.contains(id)) {
         return Err(
             Error::new(Kind::Config, "there is nothing to decide under this number")

@@ -9,7 +9,7 @@ use super::session::Session;
 use super::status::no_such_job;
 use crate::exit;
 use crate::output::Report;
-use crate::report::{Account, Subject};
+use crate::report::{Account, Subject, policies};
 
 pub(super) async fn report(session: &Session, args: &args::Report) -> Result<Report> {
     let (source, target, names) = session.connect_target().await?;
@@ -57,7 +57,12 @@ pub(super) async fn remember(
             .filter_map(|table| table["source_rows"].as_u64())
             .sum();
         facts.insert("tables".into(), tables.len().into());
-        facts.insert("rows".into(), rows.into());
+        if rows > 0 {
+            facts.insert("rows".into(), rows.into());
+        }
+    }
+    if report.is_none() {
+        facts.insert("policies".into(), policies(&session.settings.conflicts).into());
     }
     if let Some(error) = report.and_then(|report| report.error.as_ref()) {
         facts.insert("error".into(), error.message().into());

@@ -89,7 +89,21 @@ impl RepairReport {
                     .or_else(|| before.unverifiable.clone().filter(|_| again.is_none())),
             }
         });
-        Self::new(found, tables.collect())
+        let mut report = Self::new(found, tables.collect());
+        let undone = report.tables.iter().filter(|table| {
+            table.remaining > 0 && table.unverifiable.is_none() && outcome.mended.contains_key(&table.name)
+        });
+        let undone: Vec<String> = undone
+            .map(|table| {
+                format!(
+                    "{} rows of {} differ still after they were written: a trigger of the target changes what is written, \
+                     or someone else writes there",
+                    table.remaining, table.name
+                )
+            })
+            .collect();
+        report.notes.extend(undone);
+        report
     }
 
     fn new(found: &VerifyReport, tables: Vec<RepairedTable>) -> Self {

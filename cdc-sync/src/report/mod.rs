@@ -113,7 +113,7 @@ pub struct ConflictAccount {
     pub by_kind: BTreeMap<String, u64>,
     /// how many wait for the operator
     pub open: u64,
-    /// the rules, in their order
+    /// the rules of the newest run, in their order
     pub policies: Vec<String>,
     /// the newest, at most 100
     pub newest: Vec<ConflictRecord>,
@@ -139,7 +139,7 @@ pub struct Account {
     pub program: String,
     /// when, by this machine's clock
     pub generated_at: String,
-    /// what the settings come to, without secrets
+    /// what the settings of the newest run come to, without secrets
     pub config_sha256: String,
     /// blue, if it could be reached
     pub source: Option<SiteAccount>,
@@ -231,10 +231,15 @@ impl Account {
         };
         let newest = target.conflicts(&names.job, None, NAMED_CONFLICTS, false).await?;
         let events: Vec<Event> = history.into_iter().map(Event::from).collect();
+        // What the job ran with, which may be other than what this was asked with.
+        let ran = events.iter().find(|event| event.kind == "run_begun");
+        let config = ran.and_then(|event| event.config_sha256.as_deref());
+        let judged: Option<Vec<String>> =
+            ran.and_then(|event| serde_json::from_value(event.facts["policies"].clone()).ok());
         Ok(Some(Self {
             program: format!("cdc-sync {}", env!("CARGO_PKG_VERSION")),
             generated_at: rfc3339(SystemTime::now()),
-            config_sha256: subject.config_sha256.to_owned(),
+            config_sha256: config.unwrap_or(subject.config_sha256).to_owned(),
             source: source.map(|site| site_account(site.as_ref())),
             target: site_account(target.as_ref()),
             missing,
@@ -245,7 +250,7 @@ impl Account {
             conflicts: ConflictAccount {
                 by_kind: facts.conflicts.clone(),
                 open: facts.open_conflicts,
-                policies: policies(subject.policies),
+                policies: judged.unwrap_or_else(|| policies(subject.policies)),
                 newest,
             },
             not_carried: source.map_or_else(Vec::new, |site| not_carried(site.as_ref(), &findings)),
@@ -326,7 +331,8 @@ async fn sequences(source: &Arc<dyn Site>, target: &Arc<dyn Site>) -> Result<Vec
     Ok(source.into_iter().map(account).collect())
 }
 
-fn policies(rules: &PolicyRules) -> Vec<String> {
+/// Policies as they are told: the rules, in their order.
+pub(crate) fn policies(rules: &PolicyRules) -> Vec<String> {
     let rules = rules.0.iter();
     rules
         .map(|rule| format!("{} = {}", rule.pattern, rule.policy.name()))

@@ -130,11 +130,7 @@ pub(crate) async fn compare(
         options, progress, ..
     } = aligner;
     // The deadline is kept step by step and not around the whole: a running instance is let go when it passes.
-    let (mut planned, mut tables) = before(
-        options.deadline,
-        tables::plan(aligner.source, aligner.target.as_ref(), aligner.selection),
-    )
-    .await?;
+    let (mut planned, mut tables) = before(options.deadline, plan(aligner)).await?;
     if let Some(only) = only {
         planned.retain(|plan| only.contains(&plan.table));
         tables.retain(|table| only.contains(&table.name));
@@ -166,6 +162,19 @@ pub(crate) async fn compare(
     let compared = comparison.tables(planned, options.parallel, tables.len());
     tables.extend(before(options.deadline, compared).await?);
     Ok(VerifyReport::new(views.alignment, position, views.notes, tables))
+}
+
+async fn plan(aligner: &Aligner<'_>) -> Result<tables::Plans> {
+    let Aligner {
+        source,
+        target,
+        selection,
+        names,
+        ..
+    } = aligner;
+    let state = target.stream_state(&names.job).await?;
+    let of_job = state.seed.into_iter().map(|seed| seed.table).collect();
+    tables::plan(*source, target.as_ref(), selection, &of_job).await
 }
 
 /// Why a table cannot be compared that the stream has changes for.

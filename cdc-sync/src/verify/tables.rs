@@ -1,6 +1,6 @@
 //! Which tables can be compared, over which columns and by which key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cdc_core::engine::{Site, TableInfo};
 use cdc_core::{Error, Kind, Result, TableName, TableSelection};
@@ -8,15 +8,23 @@ use cdc_core::{Error, Kind, Result, TableName, TableSelection};
 use super::merge::TablePlan;
 use super::report::TableReport;
 
-/// Looks at both sides and divides the selected tables into those to compare and those that cannot be.
+/// What can be compared, and what cannot be.
+pub(super) type Plans = (Vec<TablePlan>, Vec<TableReport>);
+
+/// Looks at both sides and divides the selected tables into those to compare and those that cannot be. `of_job` are the
+/// tables of the job; there are none before its first run, and then all may be compared.
 pub(super) async fn plan(
     source: &dyn Site,
     target: &dyn Site,
     selection: &TableSelection,
-) -> Result<(Vec<TablePlan>, Vec<TableReport>)> {
+    of_job: &BTreeSet<TableName>,
+) -> Result<Plans> {
     let (source, target) =
         futures_util::future::try_join(source.inspect(selection), target.inspect(selection)).await?;
-    let plans = divide(source, target);
+    let mut plans = divide(source, target);
+    if !of_job.is_empty() {
+        leave_out_strangers(&mut plans, of_job);
+    }
     if plans.0.is_empty() && plans.1.is_empty() {
         return Err(Error::new(Kind::Config, "no table is selected")
             .remedy("look at --table and --exclude: a pattern is schema.table, with * and ?"));
@@ -24,7 +32,23 @@ pub(super) async fn plan(
     Ok(plans)
 }
 
-fn divide(source: Vec<TableInfo>, target: Vec<TableInfo>) -> (Vec<TablePlan>, Vec<TableReport>) {
+/// A table that the job does not follow differs as it likes: its rows on the target are the target's own.
+fn leave_out_strangers((planned, unverifiable): &mut Plans, of_job: &BTreeSet<TableName>) {
+    let why = |table: &TableName| {
+        format!(
+            "it is not one of the job's tables; give the --table, --exclude and --partitions that the job began with, \
+             or take it in: cdc-sync resync --table '{table}'"
+        )
+    };
+    let strangers = planned.extract_if(.., |plan| !of_job.contains(&plan.table));
+    let strangers: Vec<TableName> = strangers.map(|plan| plan.table).collect();
+    for table in strangers {
+        let why = why(&table);
+        unverifiable.push(TableReport::unverifiable(table, why));
+    }
+}
+
+fn divide(source: Vec<TableInfo>, target: Vec<TableInfo>) -> Plans {
     let by_name = |tables: Vec<TableInfo>| -> BTreeMap<TableName, TableInfo> {
         tables
             .into_iter()

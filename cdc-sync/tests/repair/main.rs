@@ -2,6 +2,8 @@
 //! brings is lost by it.
 
 mod kinds;
+mod strangers;
+mod triggers;
 mod under_load;
 
 use std::time::{Duration, Instant};

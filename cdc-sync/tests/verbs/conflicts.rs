@@ -581,3 +581,46 @@ fn a_policy_whose_need_is_unmet_is_refused() {
         "policy lww compares this column, and its type json has no order"
     );
 }
+
+#[test]
+fn a_selection_holds_for_what_is_listed_and_decided() {
+    let (pair, running) = job(15, 16);
+    end(running);
+    let of_accounts = log(
+        &pair,
+        "accounts",
+        UPDATE,
+        r#"{"id": "20"}"#,
+        r#"{"id": "20"}"#,
+        None,
+    );
+    let of_orders = log(
+        &pair,
+        "orders",
+        UPDATE,
+        r#"{"id": "30"}"#,
+        r#"{"id": "30"}"#,
+        None,
+    );
+    let listed = pair
+        .verb(&["conflicts", "list", "--table", "public.orders"], 0)
+        .unwrap();
+    let ids: Vec<String> = listed["conflicts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["id"].to_string())
+        .collect();
+    assert_eq!(ids, [of_orders.as_str()]);
+    let discard = ["conflicts", "discard", "--all", "--table", "public.orders"];
+    let planned = pair.verb(&[&discard[..], &["--dry-run"]].concat(), 0).unwrap();
+    assert_eq!(outcomes(&planned), ["discarded"]);
+    pair.verb(&discard, 0).unwrap();
+    assert_eq!(state(&pair, &of_orders), "discarded");
+    assert_eq!(state(&pair, &of_accounts), "open");
+    // There is no such row: what is refused is that of the selected table alone.
+    let retried = pair
+        .verb(&["conflicts", "retry", "--all", "--exclude", "public.orders"], 8)
+        .unwrap();
+    assert_eq!(outcomes(&retried), ["refused"]);
+}
