@@ -137,12 +137,16 @@ fn hex(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 fn uuid(text: &str) -> Option<[u8; 16]> {
-    let groups: Vec<&str> = text.split('-').collect();
-    let lengths: Vec<usize> = groups.iter().map(|group| group.len()).collect();
-    if lengths != [8, 4, 4, 4, 12] || !text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit()) {
-        return None;
+    let text: &[u8; 36] = text.as_bytes().try_into().ok()?;
+    let mut number = 0_u128;
+    for (place, byte) in text.iter().enumerate() {
+        match (place, byte) {
+            (8 | 13 | 18 | 23, b'-') => {}
+            (8 | 13 | 18 | 23, _) => return None,
+            (_, digit) => number = number << 4 | u128::from(char::from(*digit).to_digit(16)?),
+        }
     }
-    Some(u128::from_str_radix(&groups.concat(), 16).ok()?.to_be_bytes())
+    Some(number.to_be_bytes())
 }
 
 #[cfg(test)]

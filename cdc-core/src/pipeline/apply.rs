@@ -41,7 +41,7 @@ pub(super) struct ApplyStage {
     pub(super) tracker: Box<dyn PositionTracker>,
     pub(super) work: Receiver<Work>,
     pub(super) free: Sender<()>,
-    pub(super) recycled: Sender<Batch>,
+    pub(super) recycled: Sender<Arc<Batch>>,
     pub(super) durable: Arc<Durable>,
     pub(super) control: Arc<Control>,
     pub(super) stats: Arc<StreamStats>,
@@ -155,10 +155,11 @@ impl ApplyStage {
         if at_boundary {
             self.commit()?;
         }
-        for piece in plan.group.pieces {
-            if let Ok(mut batch) = Arc::try_unwrap(piece.batch) {
+        for mut piece in plan.group.pieces {
+            // One that reaches into the next group is handed back with that.
+            if let Some(batch) = Arc::get_mut(&mut piece.batch) {
                 batch.clear();
-                let _ = self.recycled.try_send(batch);
+                let _ = self.recycled.try_send(piece.batch);
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::budget::Budget;
 use super::stats::StreamStats;
 use crate::batch::{Batch, OpCounts};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::TxnSeq;
 use crate::source::{Decoder, RawChunk};
 
@@ -18,9 +18,9 @@ pub(super) struct DecodeStage {
     pub(super) decoder: Box<dyn Decoder>,
     pub(super) chunks: Receiver<RawChunk>,
     pub(super) emptied: Sender<RawChunk>,
-    pub(super) batches: Sender<Batch>,
-    /// cleared
-    pub(super) recycled: Receiver<Batch>,
+    pub(super) batches: Sender<Arc<Batch>>,
+    /// cleared, and nobody else's
+    pub(super) recycled: Receiver<Arc<Batch>>,
     pub(super) budget: Arc<Budget>,
     pub(super) stats: Arc<StreamStats>,
 }
@@ -29,9 +29,11 @@ impl DecodeStage {
     pub(super) fn run(mut self) -> Result<()> {
         let mut seq = TxnSeq::default();
         while let Ok(mut chunk) = self.chunks.recv() {
-            let mut batch = self.recycled.try_recv().unwrap_or_default();
+            let mut shared = self.recycled.try_recv().unwrap_or_default();
+            let batch = Arc::get_mut(&mut shared)
+                .ok_or_else(|| Error::bug("a batch that is read by someone was handed back"))?;
             let read = chunk.bytes.len() as u64;
-            self.decoder.decode(&mut chunk, &mut batch)?;
+            self.decoder.decode(&mut chunk, batch)?;
             if let Some(at) = chunk.received {
                 batch.set_received(at);
             }
@@ -54,7 +56,7 @@ impl DecodeStage {
                 stats.decoded_bytes += read;
                 stats.decoded.add(&ops);
             });
-            if !batch.is_empty() && self.batches.send(batch).is_err() {
+            if !batch.is_empty() && self.batches.send(shared).is_err() {
                 return Ok(());
             }
         }

@@ -63,8 +63,8 @@ impl Grouper {
     }
 
     /// Adds a decoded batch.
-    pub(super) fn add(&mut self, batch: Batch) {
-        self.waiting.push_back((Arc::new(batch), 0));
+    pub(super) fn add(&mut self, batch: Arc<Batch>) {
+        self.waiting.push_back((batch, 0));
     }
 
     /// Moves waiting transactions into the group as far as limits and barrier allow.

@@ -39,7 +39,7 @@ pub(super) enum Work {
 pub(super) struct PlanStage {
     pub(super) grouper: Grouper,
     pub(super) planner: Planner,
-    pub(super) batches: Receiver<Batch>,
+    pub(super) batches: Receiver<Arc<Batch>>,
     /// the apply thread's permission to send one more piece of work
     pub(super) free: Receiver<()>,
     pub(super) work: Sender<Work>,
