@@ -156,6 +156,26 @@ impl Corpus {
         self.chunks.iter().cloned().map(RawChunk::new).collect()
     }
 
+    /// Inserts of `rows` rows in turn into each of `tables` tables of `columns` columns, in transactions of a thousand.
+    pub fn tables(tables: u32, columns: usize, rows: u64) -> Corpus {
+        let mut out = Writer::new("tables", 5);
+        let names: Vec<String> = (0..columns).map(|column| format!("c{column}")).collect();
+        let described: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), TEXT)).collect();
+        for table in 1..=tables {
+            out.relation(table, &format!("t{table}"), &described);
+        }
+        for first in (0..rows).step_by(1000) {
+            out.transaction(|out| {
+                for id in first..rows.min(first + 1000) {
+                    let mut values = vec![id.to_string()];
+                    values.resize_with(columns, || out.number(1000));
+                    out.insert(1 + (id % u64::from(tables)) as u32, &values);
+                }
+            });
+        }
+        out.finish()
+    }
+
     /// A decoder for a stream like this.
     pub fn decoder() -> PgDecoder {
         let start = StreamStart {
