@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench_compare;
 mod build;
 mod demo;
+mod fuzz;
 mod probe;
 mod psql;
 mod servers;
@@ -30,6 +31,8 @@ enum Task {
     Demo(demo::Args),
     /// The same work through cdc-sync and through a peer, alternating
     BenchCompare(bench_compare::Args),
+    /// Every fuzz target for a bounded number of executions
+    Fuzz(fuzz::Args),
     /// Run every check and test, as CI does
     Test(test::Args),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Servers(args) => servers::run(&args),
         Task::Demo(args) => demo::run(args),
         Task::BenchCompare(args) => bench_compare::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Test(args) => test::run(&args),
     };
     match result {

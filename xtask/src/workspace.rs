@@ -1,6 +1,6 @@
 //! What cargo knows about this workspace.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -50,6 +50,16 @@ impl Workspace {
         let mut cargo = program();
         cargo.args(args).current_dir(&self.workspace_root);
         cargo
+    }
+
+    /// Where the workspace is.
+    pub(crate) fn root(&self) -> &Path {
+        &self.workspace_root
+    }
+
+    /// Where builds go.
+    pub(crate) fn target_dir(&self) -> &Path {
+        &self.target_directory
     }
 
     /// The feature of this name of each package that has it, as `--features` takes them.
