@@ -177,6 +177,19 @@ fn screen(sites: &Sites, status: &Status) -> String {
     if let Some(error) = &status.last_error {
         line("fault", error.clone());
     }
-    line("next", status.next_command.clone());
+    let Some(setback) = &status.setback else {
+        line("next", status.next_command.clone());
+        return out;
+    };
+    let object = setback.object.as_deref().unwrap_or("tables that are set aside");
+    let retained = setback.retained_bytes.map_or_else(String::new, |retained| {
+        format!("; {} of log retained for them", bytes(retained))
+    });
+    line(
+        "aside",
+        format!("not coming back: {object}: {}{retained}", setback.message),
+    );
+    let remedy = setback.remedy.as_deref().unwrap_or("mend what is said");
+    line("next", format!("{remedy} (it is tried again by itself)"));
     out
 }
