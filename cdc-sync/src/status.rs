@@ -400,6 +400,8 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
+    use cdc_core::Kind;
+
     use super::*;
 
     fn running(state: &str) -> Facts {
@@ -523,6 +525,33 @@ mod tests {
         });
         let text = serde_json::to_string(&published).expect("text");
         assert_eq!(serde_json::from_str::<Published>(&text).ok(), Some(published));
+    }
+
+    #[test]
+    fn a_setback_is_told_and_read_back_as_the_error_it_was() {
+        let error = Error::new(Kind::Schema, "lacks a column")
+            .object("table s.t")
+            .remedy("add it");
+        let stats = StatsSnapshot {
+            setback: Some(Setback {
+                error: Arc::new(error),
+                retained_bytes: Some(7),
+                at: UNIX_EPOCH + Duration::from_micros(5),
+            }),
+            ..StatsSnapshot::default()
+        };
+        let facts = Facts {
+            published: Some(Published::from(&stats)),
+            ..running("synced")
+        };
+        let told = facts.status("").setback.expect("a setback");
+        assert_eq!((told.retained_bytes, told.at_micros), (Some(7), 5));
+        let error = told.error();
+        assert_eq!(
+            (error.kind(), error.object_name()),
+            (Kind::Schema, Some("table s.t"))
+        );
+        assert_eq!(error.remedy_text(), Some("add it"));
     }
 
     #[test]
