@@ -120,6 +120,13 @@ pub trait Site: Send + Sync {
     /// When the catalog cannot be read.
     fn inspect<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TableInfo>>;
 
+    /// What there is of the name `pattern`, `schema.table` or `table`, that no selection can mean because it is never
+    /// replicated; such as `a view`.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    fn never_replicated<'a>(&'a self, pattern: &'a str) -> BoxFuture<'a, Option<String>>;
+
     /// What speaks against using this site in its role, or should be known. Read-only.
     ///
     /// # Errors
@@ -385,6 +392,21 @@ pub trait Site: Send + Sync {
     /// # Errors
     /// [`crate::Kind::Fenced`] when the epoch of `stream` is not current.
     fn take_back<'a>(&'a self, stream: &'a str, epoch: i64, beside: &'a str) -> BoxFuture<'a, ()>;
+
+    /// Has tables that are set aside no longer be so, as they are: one that this site lacks is none of the stream's any
+    /// more.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Fenced`] when the epoch is not current.
+    fn give_up_aside<'a>(&'a self, stream: &'a str, epoch: i64, tables: &'a [TableName])
+    -> BoxFuture<'a, ()>;
+
+    /// Forgets the checkpoint of the stream and how far its seed has come; that its schema is not complete, if so, is kept.
+    /// The stream's cursor must be gone.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Fenced`] when the epoch is not current.
+    fn begin_anew<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()>;
 
     /// Notes that indexes and constraints have been added and statistics gathered.
     ///

@@ -155,6 +155,22 @@ impl Error {
         self
     }
 
+    /// The same, without what caused it.
+    #[must_use]
+    pub fn without_cause(&self) -> Self {
+        let inner = &*self.0;
+        Self(Box::new(Inner {
+            kind: inner.kind,
+            action: inner.action,
+            message: inner.message.clone(),
+            object: inner.object.clone(),
+            position: inner.position.clone(),
+            remedy: inner.remedy.clone(),
+            code: inner.code.clone(),
+            source: None,
+        }))
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> Kind {
         self.0.kind

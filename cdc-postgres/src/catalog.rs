@@ -241,15 +241,42 @@ pub(crate) async fn kinds(client: &Client, tables: &[TableName]) -> Result<HashM
     Ok(kinds)
 }
 
-fn not_a_table(table: &TableName, relkind: &str) -> Error {
-    let what = match relkind {
+/// What a relation is that is no table.
+fn called(relkind: &str) -> &'static str {
+    match relkind {
         "v" => "a view",
         "m" => "a materialized view",
         "f" => "a foreign table",
         "S" => "a sequence",
         "c" => "a composite type",
         _ => "an index",
-    };
+    }
+}
+
+/// What the relation is that is called `pattern`, if it is none that [`inspect`] finds for any selection.
+pub(crate) async fn never_replicated(client: &Client, pattern: &str) -> Result<Option<String>> {
+    let sql = format!(
+        "SELECT c.relkind::text, c.relpersistence::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE $1::text IN (c.relname::text, n.nspname::text || '.' || c.relname::text) AND NOT (c.relkind IN ('r', 'p') AND {USER_RELATION}) \
+         ORDER BY n.nspname LIMIT 1"
+    );
+    let row = client
+        .query_opt(&sql, &[&pattern])
+        .await
+        .map_err(during("looking what has this name"))?;
+    Ok(row.map(|row| {
+        let what = match (row.get(0), row.get(1)) {
+            ("r" | "p", "u") => "an unlogged table, which is not in the log",
+            ("r" | "p", "t") => "a temporary table, which is not in the log",
+            ("r" | "p", _) => "a table of the system, of an extension or of cdc-sync itself",
+            (relkind, _) => called(relkind),
+        };
+        what.to_owned()
+    }))
+}
+
+fn not_a_table(table: &TableName, relkind: &str) -> Error {
+    let what = called(relkind);
     Error::new(
         Kind::Schema,
         format!("there is {what} of this name where a table is needed"),

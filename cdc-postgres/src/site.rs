@@ -161,6 +161,10 @@ impl Site for PgSite {
         })
     }
 
+    fn never_replicated<'a>(&'a self, pattern: &'a str) -> BoxFuture<'a, Option<String>> {
+        Box::pin(async move { catalog::never_replicated(&self.client().await?, pattern).await })
+    }
+
     fn findings<'a>(
         &'a self,
         side: Side,
@@ -409,6 +413,19 @@ impl Site for PgSite {
         Box::pin(
             async move { state::aside::take_back(&mut self.client().await?, stream, epoch, beside).await },
         )
+    }
+
+    fn give_up_aside<'a>(
+        &'a self,
+        stream: &'a str,
+        epoch: i64,
+        tables: &'a [TableName],
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move { state::aside::give_up(&mut self.client().await?, stream, epoch, tables).await })
+    }
+
+    fn begin_anew<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
+        Box::pin(async move { state::aside::begin_anew(&mut self.client().await?, stream, epoch).await })
     }
 
     fn finish_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {

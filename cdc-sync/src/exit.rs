@@ -61,27 +61,37 @@ pub fn code(kind: Kind) -> u8 {
     }
 }
 
+/// The stable name of every error's kind.
+const NAMES: &[(Kind, &str)] = &[
+    (Kind::Config, "config"),
+    (Kind::Unreachable, "unreachable"),
+    (Kind::Login, "login"),
+    (Kind::Check, "check"),
+    (Kind::Deadline, "deadline"),
+    (Kind::PositionLost, "position_lost"),
+    (Kind::Fenced, "fenced"),
+    (Kind::Conflict, "conflict"),
+    (Kind::Data, "data"),
+    (Kind::Schema, "schema"),
+    (Kind::Protocol, "protocol"),
+    (Kind::Resource, "resource"),
+    (Kind::Permission, "permission"),
+    (Kind::Local, "local"),
+    (Kind::Unverifiable, "unverifiable"),
+    (Kind::Interrupted, "interrupted"),
+    (Kind::Bug, "bug"),
+];
+
 /// The stable name of an error's kind: `error.code` in JSON.
 pub fn name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Config => "config",
-        Kind::Unreachable => "unreachable",
-        Kind::Login => "login",
-        Kind::Check => "check",
-        Kind::Deadline => "deadline",
-        Kind::PositionLost => "position_lost",
-        Kind::Fenced => "fenced",
-        Kind::Conflict => "conflict",
-        Kind::Data => "data",
-        Kind::Schema => "schema",
-        Kind::Protocol => "protocol",
-        Kind::Resource => "resource",
-        Kind::Permission => "permission",
-        Kind::Local => "local",
-        Kind::Unverifiable => "unverifiable",
-        Kind::Interrupted => "interrupted",
-        _ => "bug",
-    }
+    let known = NAMES.iter().find(|(known, _)| *known == kind);
+    known.map_or("bug", |(_, name)| name)
+}
+
+/// The kind of that name.
+pub fn kind(name: &str) -> Kind {
+    let known = NAMES.iter().find(|(_, known)| *known == name);
+    known.map_or(Kind::Bug, |(kind, _)| *kind)
 }
 
 #[cfg(test)]
@@ -108,6 +118,7 @@ mod tests {
         for (kind, exit) in expected {
             assert_eq!(code(kind), exit, "{kind:?}");
             assert!(MEANINGS.iter().any(|(known, _)| *known == exit));
+            assert_eq!(super::kind(name(kind)), kind);
         }
         assert_eq!(name(Kind::PositionLost), "position_lost");
     }

@@ -99,7 +99,7 @@ fn stable_keys(kind: &str) -> &'static [&'static str] {
             "next_command",
         ],
         "conflicts" => &["conflicts"],
-        "resync" => &["tables", "running"],
+        "resync" => &["tables", "running", "setback"],
         "verify" => &["tables", "differences", "unverifiable"],
         "report" => &[
             "program",
@@ -143,7 +143,7 @@ pub fn error_object(error: &Error) -> Value {
 }
 
 /// What went wrong and why, without object and remedy.
-fn message(error: &Error) -> String {
+pub(crate) fn message(error: &Error) -> String {
     let mut message = error.message().to_owned();
     if let Some(code) = error.server_code() {
         message.push_str(&format!(" (SQLSTATE {code})"));

@@ -40,6 +40,24 @@ impl References {
         parents.filter(|parent| *parent != table).all(complete)
     }
 
+    /// The tables that refer to one of `tables`, also by way of others, and are not among them.
+    pub(crate) fn referring(&self, tables: &BTreeSet<TableName>) -> BTreeSet<TableName> {
+        let mut found = BTreeSet::new();
+        loop {
+            let hit = |parent: &TableName| tables.contains(parent) || found.contains(parent);
+            let more: Vec<TableName> = self
+                .parents
+                .iter()
+                .filter(|(table, parents)| !hit(table) && parents.iter().any(hit))
+                .map(|(table, _)| table.clone())
+                .collect();
+            if more.is_empty() {
+                return found;
+            }
+            found.extend(more);
+        }
+    }
+
     /// The tables that hang together with others, in groups that do not.
     pub(crate) fn families(&self) -> Vec<BTreeSet<TableName>> {
         let mut families: Vec<BTreeSet<TableName>> = Vec::new();
@@ -125,6 +143,21 @@ mod tests {
         assert!(references.met(&name("b"), |parent| *parent == name("a")));
         assert!(references.to_itself(&name("b")) && !references.to_itself(&name("a")));
         assert!(references.circular().is_empty());
+    }
+
+    #[test]
+    fn what_refers_to_a_table_is_found_through_others() {
+        let references = References::of(&[
+            table("a", &["a"], true),
+            table("b", &["a"], true),
+            table("c", &["b"], true),
+            table("free", &["a"], false),
+            table("other", &[], true),
+        ]);
+        let of = |names: &[&str]| references.referring(&names.iter().copied().map(name).collect());
+        assert_eq!(of(&["a"]), BTreeSet::from(["b", "c"].map(name)));
+        assert_eq!(of(&["a", "b"]), BTreeSet::from([name("c")]));
+        assert!(of(&["c", "other"]).is_empty());
     }
 
     #[test]

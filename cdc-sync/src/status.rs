@@ -6,9 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::engine::{JobNames, Retention, SeedPhase, SeedTable, StreamState};
 use cdc_core::model::ChangeCounts;
-use cdc_core::pipeline::{Phase, StatsSnapshot};
-use cdc_core::{Position, Result, Site};
+use cdc_core::pipeline::{Phase, Setback, StatsSnapshot};
+use cdc_core::{Error, Position, Result, Site};
 use serde::{Deserialize, Serialize};
+
+use crate::redact::redact;
+use crate::{exit, output};
 
 /// A published status older than this is not of the instance that holds the job now.
 const FRESH: Duration = Duration::from_secs(15);
@@ -44,6 +47,8 @@ pub struct Status {
     pub holder: Option<String>,
     /// the newest fault of the running instance
     pub last_error: Option<String>,
+    /// what keeps tables that are set aside from coming back, while the others are followed
+    pub setback: Option<SetbackReport>,
     /// the gates and whether they are met
     pub gates: BTreeMap<&'static str, bool>,
 }
@@ -92,6 +97,53 @@ pub struct Positions {
     pub applied: Option<String>,
 }
 
+/// Why the newest attempt to bring back tables that are set aside failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetbackReport {
+    /// the error's stable name
+    pub code: String,
+    /// what went wrong
+    pub message: String,
+    /// the object it is about
+    pub object: Option<String>,
+    /// what to do; it is tried again by itself
+    pub remedy: Option<String>,
+    /// log that the source holds back for the next attempt
+    pub retained_bytes: Option<u64>,
+    /// when, microseconds since 1970-01-01 UTC
+    pub at_micros: u64,
+}
+
+impl From<&Setback> for SetbackReport {
+    fn from(setback: &Setback) -> Self {
+        let error = &setback.error;
+        let at = setback.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let text = |text: &str| redact(text).into_owned();
+        Self {
+            code: exit::name(error.kind()).to_owned(),
+            message: text(&output::message(error)),
+            object: error.object_name().map(text),
+            remedy: error.remedy_text().map(text),
+            retained_bytes: setback.retained_bytes,
+            at_micros: u64::try_from(at.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl SetbackReport {
+    /// The error again, as it ended the attempt.
+    pub fn error(&self) -> Error {
+        let mut error = Error::new(exit::kind(&self.code), self.message.clone());
+        if let Some(object) = &self.object {
+            error = error.object(object.clone());
+        }
+        if let Some(remedy) = &self.remedy {
+            error = error.remedy(remedy.clone());
+        }
+        error
+    }
+}
+
 /// What a running instance says of itself to other processes: only what the databases do not tell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Published {
@@ -103,6 +155,9 @@ pub struct Published {
     pub commit_ms: Option<f64>,
     /// newest fault
     pub last_error: Option<String>,
+    /// as [`Status::setback`]; an older instance says nothing of it
+    #[serde(default)]
+    pub setback: Option<SetbackReport>,
 }
 
 impl From<&StatsSnapshot> for Published {
@@ -113,6 +168,7 @@ impl From<&StatsSnapshot> for Published {
             heartbeat_ms: stats.heartbeat.last_micros().map(ms),
             commit_ms: stats.commit_latency.last_micros().map(ms),
             last_error: stats.last_error.clone(),
+            setback: stats.setback.as_ref().map(SetbackReport::from),
         }
     }
 }
@@ -336,6 +392,7 @@ impl Facts {
             open_conflicts: self.open_conflicts,
             holder: self.holder.clone(),
             last_error: said.and_then(|said| said.last_error.clone()),
+            setback: said.and_then(|said| said.setback.clone()),
             gates: self.gates(),
         }
     }
@@ -343,6 +400,8 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
+    use cdc_core::Kind;
+
     use super::*;
 
     fn running(state: &str) -> Facts {
@@ -353,6 +412,7 @@ mod tests {
                 heartbeat_ms: Some(12.5),
                 commit_ms: None,
                 last_error: None,
+                setback: None,
             }),
             holder: Some("cdc-sync 4711".into()),
             tables: TableCounts {
@@ -465,6 +525,33 @@ mod tests {
         });
         let text = serde_json::to_string(&published).expect("text");
         assert_eq!(serde_json::from_str::<Published>(&text).ok(), Some(published));
+    }
+
+    #[test]
+    fn a_setback_is_told_and_read_back_as_the_error_it_was() {
+        let error = Error::new(Kind::Schema, "lacks a column")
+            .object("table s.t")
+            .remedy("add it");
+        let stats = StatsSnapshot {
+            setback: Some(Setback {
+                error: Arc::new(error),
+                retained_bytes: Some(7),
+                at: UNIX_EPOCH + Duration::from_micros(5),
+            }),
+            ..StatsSnapshot::default()
+        };
+        let facts = Facts {
+            published: Some(Published::from(&stats)),
+            ..running("synced")
+        };
+        let told = facts.status("").setback.expect("a setback");
+        assert_eq!((told.retained_bytes, told.at_micros), (Some(7), 5));
+        let error = told.error();
+        assert_eq!(
+            (error.kind(), error.object_name()),
+            (Kind::Schema, Some("table s.t"))
+        );
+        assert_eq!(error.remedy_text(), Some("add it"));
     }
 
     #[test]

@@ -35,4 +35,4 @@ pub use control::Control;
 pub use gate::Gate;
 pub use lag::{LagHistogram, LagSummary};
 pub use session::{PipelineConfig, Session, SessionEnd, SinkMaker, run_session};
-pub use stats::{Phase, StatsSnapshot, StreamStats};
+pub use stats::{Phase, Setback, StatsSnapshot, StreamStats};

@@ -1,8 +1,8 @@
 //! What a running stream tells about itself: counters, positions and lags, read by status, metrics and logs.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 
@@ -69,6 +69,19 @@ pub struct StatsSnapshot {
     pub ordered_fallbacks: u64,
     /// the newest fault, for people
     pub last_error: Option<String>,
+    /// what keeps tables that are set aside from coming back, while the stream goes on without them
+    pub setback: Option<Setback>,
+}
+
+/// Why a copy beside the stream failed, by the newest attempt.
+#[derive(Debug, Clone)]
+pub struct Setback {
+    /// what it met
+    pub error: Arc<Error>,
+    /// log that the source holds back for the next attempt; `None` where it is not known
+    pub retained_bytes: Option<u64>,
+    /// when
+    pub at: SystemTime,
 }
 
 impl StatsSnapshot {

@@ -69,3 +69,44 @@ pub(crate) async fn take_back(client: &mut Client, stream: &str, epoch: i64, bes
     failpoint!("beside.given-back", error);
     Ok(())
 }
+
+/// Leaves tables of `stream` that were set aside as they are. What is not there is not the stream's any more.
+pub(crate) async fn give_up(
+    client: &mut Client,
+    stream: &str,
+    epoch: i64,
+    tables: &[TableName],
+) -> Result<()> {
+    const DOING: &str = "giving up tables that are set aside";
+    let transaction = fenced(client, stream, epoch).await?;
+    let chosen = "stream = $1 AND phase = 'aside' AND schema_name = $2 AND table_name = $3";
+    let missing = "to_regclass(format('%I.%I', schema_name, table_name)) IS NULL";
+    for table in tables {
+        for sql in [
+            format!("DELETE FROM cdc_sync.seed WHERE {chosen} AND {missing}"),
+            format!("UPDATE cdc_sync.seed SET phase = 'live' WHERE {chosen}"),
+        ] {
+            transaction
+                .execute(&sql, &[&stream, &table.schema, &table.name])
+                .await
+                .map_err(during(DOING))?;
+        }
+    }
+    transaction.commit().await.map_err(during(DOING))
+}
+
+/// Forgets how far a stream has come, and not that its schema is to be completed.
+pub(crate) async fn begin_anew(client: &mut Client, stream: &str, epoch: i64) -> Result<()> {
+    const DOING: &str = "forgetting how far the copy has come";
+    let transaction = fenced(client, stream, epoch).await?;
+    for sql in [
+        "DELETE FROM cdc_sync.checkpoint WHERE stream = $1",
+        "DELETE FROM cdc_sync.seed WHERE stream = $1",
+    ] {
+        transaction
+            .execute(sql, &[&stream])
+            .await
+            .map_err(during(DOING))?;
+    }
+    transaction.commit().await.map_err(during(DOING))
+}

@@ -217,6 +217,10 @@ async fn write_seed(transaction: &Transaction<'_>, stream: &str, seed: &SeedTabl
     Ok(())
 }
 
+/// What to do about a foreign key that keeps a table from being emptied.
+const REFERRED: &str = "rows of another table refer to it, and foreign keys are checked for our role: have both copied \
+                        anew together, `cdc-sync resync` with --table for each";
+
 /// Stores a table's progress; the table is emptied when its copying begins.
 pub(crate) async fn store_seed(
     client: &mut Client,
@@ -234,7 +238,11 @@ pub(crate) async fn store_seed(
     if empties {
         emptying::one(&transaction, &seed.table, role)
             .await
-            .map_err(|error| error.object(seed.table.to_string()))?;
+            .map_err(|error| error.object(seed.table.to_string()))
+            .map_err(|error| match error.kind() {
+                Kind::Data => error.remedy(REFERRED),
+                _ => error,
+            })?;
     }
     write_seed(&transaction, stream, seed).await?;
     if !empties {

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use cdc_core::engine::JobNames;
+use cdc_core::model::ChangeCounts;
 use cdc_core::{Error, Kind, Result};
 
 use super::args;
@@ -11,7 +12,7 @@ use super::human::{bytes, count, millis};
 use super::session::{Session, Sites};
 use crate::exit;
 use crate::output::{self, Printed, Report};
-use crate::status::{Facts, Status};
+use crate::status::{Facts, SetbackReport, Slot, Status};
 
 /// Time between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -127,33 +128,8 @@ fn screen(sites: &Sites, status: &Status) -> String {
             tables.live, tables.copying, tables.todo
         ),
     );
-    let slot = status.slot.as_ref().map_or_else(
-        || "none on the source".to_owned(),
-        |slot| {
-            let safe = slot
-                .safe_bytes
-                .map_or_else(|| "no limit".to_owned(), |safe| format!("{} left", bytes(safe)));
-            format!(
-                "{} of log retained ({safe}), {}",
-                bytes(slot.retained_bytes),
-                slot.wal_status
-            )
-        },
-    );
-    line("slot", slot);
-    let changes = &status.changes;
-    line(
-        "changes",
-        format!(
-            "{} read = {} applied + {} filtered + {} loop + {} superseded + {} dead-lettered",
-            count(changes.read),
-            count(changes.applied),
-            count(changes.filtered),
-            count(changes.looped),
-            count(changes.superseded),
-            count(changes.dead_lettered)
-        ),
-    );
+    line("slot", slot(status.slot.as_ref()));
+    line("changes", changes(&status.changes));
     if !status.conflicts.is_empty() {
         let kinds: Vec<String> = status
             .conflicts
@@ -177,6 +153,48 @@ fn screen(sites: &Sites, status: &Status) -> String {
     if let Some(error) = &status.last_error {
         line("fault", error.clone());
     }
-    line("next", status.next_command.clone());
+    match &status.setback {
+        None => line("next", status.next_command.clone()),
+        Some(setback) => {
+            line("aside", not_back(setback));
+            let remedy = setback.remedy.as_deref().unwrap_or("mend what is said");
+            line("next", format!("{remedy} (it is tried again by itself)"));
+        }
+    }
     out
+}
+
+fn slot(slot: Option<&Slot>) -> String {
+    let Some(slot) = slot else {
+        return "none on the source".to_owned();
+    };
+    let safe = slot
+        .safe_bytes
+        .map_or_else(|| "no limit".to_owned(), |safe| format!("{} left", bytes(safe)));
+    format!(
+        "{} of log retained ({safe}), {}",
+        bytes(slot.retained_bytes),
+        slot.wal_status
+    )
+}
+
+fn changes(changes: &ChangeCounts) -> String {
+    format!(
+        "{} read = {} applied + {} filtered + {} loop + {} superseded + {} dead-lettered",
+        count(changes.read),
+        count(changes.applied),
+        count(changes.filtered),
+        count(changes.looped),
+        count(changes.superseded),
+        count(changes.dead_lettered)
+    )
+}
+
+/// Why tables that are set aside do not come back.
+fn not_back(setback: &SetbackReport) -> String {
+    let object = setback.object.as_deref().unwrap_or("tables that are set aside");
+    let retained = setback.retained_bytes.map_or_else(String::new, |retained| {
+        format!("; {} of log retained for them", bytes(retained))
+    });
+    format!("not coming back: {object}: {}{retained}", setback.message)
 }

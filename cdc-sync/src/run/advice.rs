@@ -33,6 +33,9 @@ fn with_advice(error: Error, alterations: &[Alteration]) -> Error {
         "run on the target: {} Then run again: the stream goes on at that transaction",
         statements.join(" ")
     );
+    if error.remedy_text().is_some_and(|said| said.contains(&run)) {
+        return error;
+    }
     match (statements.is_empty(), error.kind()) {
         (true, _) => error,
         (false, Kind::Schema) => error.with_remedy(format!(

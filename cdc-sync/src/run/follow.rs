@@ -7,7 +7,7 @@ use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::{Control, Phase};
 use cdc_core::{Error, Kind, Result};
 
-use super::beside::{Beside, Turn};
+use super::beside::{Attended, Beside, Turn};
 use super::facts::TargetFacts;
 use super::retry::{in_time, persist};
 use super::tables::JobTables;
@@ -126,7 +126,16 @@ pub(super) async fn goal(
         context.reporter.note("foreign keys and triggers are in place");
     }
     let mut beside = Beside::new(context, epoch, following);
-    while beside.attend().await? || !context.settings.until_caught_up {
+    loop {
+        match beside.attend().await? {
+            Attended::Idle if context.settings.until_caught_up => break,
+            Attended::Failed(error) if context.settings.until_caught_up => {
+                // All others are as far as they would be without it.
+                pass_marker(context, "without-aside").await?;
+                return Err(error);
+            }
+            _ => {}
+        }
         not_stopping(&context.control)?;
         tokio::time::sleep(BESIDE_EVERY).await;
     }

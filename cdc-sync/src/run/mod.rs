@@ -19,6 +19,7 @@ mod progress;
 mod retention;
 mod retry;
 mod seed;
+mod setback;
 mod supervise;
 mod tables;
 mod watch;

@@ -128,14 +128,7 @@ impl JobTables {
     pub(super) async fn look_at_end(&self, context: &RunContext) -> Result<()> {
         let (found, renamed) = self.ask(context).await?;
         expect_renamed_selected(&renamed, &context.selection)?;
-        if let Some(RenamedTable { now, was }) = renamed.first() {
-            return Err(Error::new(
-                Kind::Schema,
-                format!("the table is called {now} on the source now"),
-            )
-            .object(list(was))
-            .remedy("rename it on the target"));
-        }
+        expect_not_renamed(renamed.iter())?;
         self.compare(&found)?;
         self.expect_published(context, &found).await
     }
@@ -215,6 +208,19 @@ impl JobTables {
             }
         }
     }
+}
+
+/// Refuses a table that is not called on the target as on the source.
+pub(super) fn expect_not_renamed<'a>(mut renamed: impl Iterator<Item = &'a RenamedTable>) -> Result<()> {
+    let Some(RenamedTable { now, was }) = renamed.next() else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Kind::Schema,
+        format!("the table is called {now} on the source now"),
+    )
+    .object(list(was))
+    .remedy("rename it on the target"))
 }
 
 /// Under a name that is not selected a table's changes would be left out.

@@ -2,6 +2,7 @@
 
 mod deaths;
 mod refused;
+mod setbacks;
 
 use std::time::{Duration, Instant};
 

@@ -54,3 +54,35 @@ fn what_cannot_be_copied_is_refused_by_name() {
     let run = until_caught_up(&pair, &[]);
     assert_whole(&pair, &run);
 }
+
+#[test]
+fn what_is_no_table_of_a_job_is_called_what_it_is() {
+    let pair = Pair::start(14, 18).expect("two servers");
+    pair.on_blue(TABLES).expect("blue has tables");
+    pair.on_blue(
+        "CREATE VIEW seen AS SELECT * FROM kept; CREATE UNLOGGED TABLE quick (id int); \
+         CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY RANGE (id); \
+         CREATE TABLE part PARTITION OF parted DEFAULT",
+    )
+    .expect("blue has what is no table of a job");
+    until_caught_up(&pair, &[]);
+    let said = |arguments: &[&str]| -> String {
+        let all = [&["resync"], arguments].concat();
+        let refused = pair.verb(&all, 2).expect("resync");
+        refused["error"].to_string()
+    };
+    for (table, what) in [
+        ("public.seen", "it is a view"),
+        ("quick", "an unlogged table"),
+        ("public.parted", "it is a partitioned table"),
+        ("public.nothing", "no table of the source is meant"),
+    ] {
+        let alone = said(&["--table", table]);
+        assert!(alone.contains(what) && alone.contains(table), "{alone}");
+        // Beside one that is: it would be left out in silence.
+        let beside = said(&["--table", "public.again", "--table", table]);
+        assert!(beside.contains(what), "{beside}");
+    }
+    let part = said(&["--partitions", "root", "--table", "public.part"]);
+    assert!(part.contains("it is a partition"), "{part}");
+}
