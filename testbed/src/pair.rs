@@ -9,7 +9,7 @@ use crate::provision::postgres_tools;
 use crate::{PgCluster, Process, compare, process};
 
 /// Ten times and more what a verb usually takes.
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(480);
 
 /// The superuser of every cluster.
 const SUPERUSER: &str = "postgres";
