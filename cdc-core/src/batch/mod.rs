@@ -13,7 +13,6 @@
 
 mod build;
 mod cell;
-mod cells;
 mod row;
 mod view;
 
@@ -24,8 +23,6 @@ pub use view::{ChangeEvent, Datum};
 
 use std::sync::Arc;
 use std::time::Instant;
-
-use cells::Cells;
 
 use crate::error::{Error, Result};
 use crate::model::{Position, TableSchema, TxnRecord};
@@ -40,7 +37,7 @@ const RETAINED_SLAB_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(crate) slab: Vec<u8>,
-    pub(crate) cells: Cells,
+    pub(crate) cells: Vec<Cell>,
     pub(crate) rows: Vec<RowChange>,
     pub(crate) txns: Vec<TxnRecord>,
     pub(crate) tables: Vec<Arc<TableSchema>>,
@@ -63,7 +60,7 @@ impl Batch {
         if self.slab.capacity() > RETAINED_SLAB_BYTES {
             self.slab.shrink_to(RETAINED_SLAB_BYTES);
         }
-        self.cells.truncate(0);
+        self.cells.clear();
         self.rows.clear();
         self.txns.clear();
         self.tables.clear();
@@ -108,7 +105,6 @@ impl Batch {
     }
 
     /// The change at row `index`.
-    #[inline]
     pub fn event(&self, index: usize) -> Option<ChangeEvent<'_>> {
         self.rows.get(index).map(|row| ChangeEvent::new(self, row))
     }
@@ -160,7 +156,7 @@ impl Batch {
     /// Names the first invariant that does not hold.
     pub fn verify(&self) -> Result<()> {
         let broken = |what: String| Err(Error::bug(format!("batch invariant: {what}")));
-        for (index, cell) in self.cells.as_slice().iter().enumerate() {
+        for (index, cell) in self.cells.iter().enumerate() {
             if let CellState::Bytes { off, len, .. } = cell.state()
                 && off as usize + len as usize > self.slab.len()
             {

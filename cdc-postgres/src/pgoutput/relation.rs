@@ -19,9 +19,6 @@ use crate::text::{PG_TEXT, TextReader, data_type, declared};
 /// The schema of cdc-sync's own tables; nothing of it is ever replicated.
 const OWN_SCHEMA: &str = "cdc_sync";
 
-/// How many relations are found without a look into the index; a power of two.
-const RECENT: usize = 16;
-
 /// What is done with the changes of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handling {
@@ -56,19 +53,13 @@ impl Known {
     ///
     /// The number of another batch is told by the table that it stands for, not by the generation: each batch
     /// counts its own generations, and several are under way.
-    #[inline(always)]
+    #[inline]
     pub(super) fn number_in(&mut self, batch: &mut Batch) -> Result<u16> {
         let there = batch.tables().get(usize::from(self.number));
         if !there.is_some_and(|table| Arc::ptr_eq(table, &self.schema)) {
-            self.add_to(batch)?;
+            self.number = batch.add_table(&self.schema)?;
         }
         Ok(self.number)
-    }
-
-    #[inline(never)]
-    fn add_to(&mut self, batch: &mut Batch) -> Result<()> {
-        self.number = batch.add_table(&self.schema)?;
-        Ok(())
     }
 
     /// Whether a transaction with this commit LSN is in the table's seed. A snapshot at consistent point P holds
@@ -89,8 +80,8 @@ pub(super) struct Relations {
     seeded_to: HashMap<TableName, Lsn>,
     tables: Vec<Known>,
     index: HashMap<u32, usize, RandomState>,
-    /// relations asked for of late, and their places in `tables`; each has its slot, which others may take
-    recent: [(u32, usize); RECENT],
+    /// the relation asked for last, and its place in `tables`
+    last: (u32, usize),
     types: HashMap<u32, (String, String), RandomState>,
     reader: Arc<dyn CellReader>,
 }
@@ -104,7 +95,7 @@ impl Relations {
             seeded_to,
             tables: Vec::new(),
             index: HashMap::default(),
-            recent: [(0, usize::MAX); RECENT],
+            last: (0, usize::MAX),
             types: HashMap::default(),
             reader: Arc::new(TextReader),
         }
@@ -118,22 +109,24 @@ impl Relations {
     /// The table with this id.
     #[inline]
     pub(super) fn get(&mut self, id: u32) -> Result<&mut Known> {
-        let recent = slot(&mut self.recent, id);
-        if recent.0 != id {
-            let Some(place) = self.index.get(&id) else {
-                return Err(unknown(id));
-            };
-            *recent = (id, *place);
+        if self.last.0 != id || self.last.1 >= self.tables.len() {
+            self.last = (id, self.index.get(&id).copied().unwrap_or(usize::MAX));
         }
-        self.tables.get_mut(recent.1).ok_or_else(|| unknown(id))
+        self.tables.get_mut(self.last.1).ok_or_else(|| unknown(id))
     }
 
-    /// Whether this Relation message announces a table exactly as it was announced before.
+    /// Whether this message announces a table exactly as it was announced before.
+    #[inline]
     pub(super) fn is_known(&self, message: &[u8]) -> bool {
-        let [_, id @ ..] = message else { return false };
-        let id = id.first_chunk().map(|id| u32::from_be_bytes(*id));
-        let place = id.and_then(|id| self.index.get(&id));
-        let known = place.and_then(|place| self.tables.get(*place));
+        let id = match message {
+            [b'R', a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
+            _ => return false,
+        };
+        self.was_announced(id, message)
+    }
+
+    fn was_announced(&self, id: u32, message: &[u8]) -> bool {
+        let known = self.index.get(&id).and_then(|place| self.tables.get(*place));
         known.is_some_and(|known| known.announced == message)
     }
 
@@ -187,7 +180,7 @@ impl Relations {
             None => {
                 self.index.insert(relation.id, self.tables.len());
                 self.tables.push(known);
-                *slot(&mut self.recent, relation.id) = (relation.id, self.tables.len() - 1);
+                self.last = (0, usize::MAX);
             }
         }
         Ok(())
@@ -227,12 +220,6 @@ impl Relations {
             },
         })
     }
-}
-
-/// The slot of a relation. OIDs of tables that were made together are close together: their last bits differ.
-#[inline]
-fn slot(recent: &mut [(u32, usize); RECENT], id: u32) -> &mut (u32, usize) {
-    &mut recent[id as usize % RECENT]
 }
 
 #[cold]
