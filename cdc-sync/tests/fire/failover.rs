@@ -26,13 +26,15 @@ fn load(cluster: &PgCluster, seed: u64) -> u64 {
     load.stop().expect("the workload kept count").changes()
 }
 
-/// Waits until a query of a cluster's database answers `t`.
-fn wait(what: &str, cluster: &PgCluster, database: &str, sql: &str) {
+/// Waits until a query of a cluster's database answers `t`, as long as `running` lives.
+fn wait(running: &mut Process, what: &str, cluster: &PgCluster, database: &str, sql: &str) {
     let deadline = Instant::now() + LIMIT;
     while cluster.sql(database, sql).expect("it answers") != "t" {
+        assert!(running.is_running(), "{what}: {}", running.stderr());
         assert!(
             Instant::now() < deadline,
-            "{what}: {}",
+            "{what}: {}\n{}",
+            running.stderr(),
             cluster.log().expect("a log")
         );
         std::thread::sleep(Duration::from_millis(50));
@@ -108,15 +110,21 @@ fn a_promoted_standby_goes_on_with_the_slot_it_synchronised() {
     };
     prepare(&blue.url(DATABASE), fill).expect("blue is filled");
     finish(command(&["run", "--until-caught-up"]), 0);
-    let running = Process::spawn(command(&["run"])).expect("run starts");
+    let mut running = Process::spawn(command(&["run"])).expect("run starts");
     let mut written = load(&blue, 1);
     let end = blue
         .sql("postgres", "SELECT pg_current_wal_flush_lsn()")
         .expect("blue answers");
     let applied = format!("SELECT position::pg_lsn >= '{end}' FROM cdc_sync.checkpoint");
-    wait("green follows", &green, DATABASE, &applied);
+    wait(&mut running, "green follows", &green, DATABASE, &applied);
     let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
-    wait("the standby follows", &standby, "postgres", &replayed);
+    wait(
+        &mut running,
+        "the standby follows",
+        &standby,
+        "postgres",
+        &replayed,
+    );
     wait_for_slot(&blue, &standby);
 
     blue.stop(StopMode::Immediate).expect("blue stops");
@@ -126,7 +134,13 @@ fn a_promoted_standby_goes_on_with_the_slot_it_synchronised() {
         .sql("postgres", "SELECT pg_current_wal_flush_lsn()")
         .expect("it answers");
     let applied = format!("SELECT position::pg_lsn >= '{end}' FROM cdc_sync.checkpoint");
-    wait("green follows the new source", &green, DATABASE, &applied);
+    wait(
+        &mut running,
+        "green follows the new source",
+        &green,
+        DATABASE,
+        &applied,
+    );
     running.sigterm().expect("the signal arrives");
     report(running, 0);
     let run = finish(command(&["run", "--until-caught-up"]), 0);

@@ -168,6 +168,15 @@ impl Lane {
         self.written = 0;
     }
 
+    /// Ends the job and drops both databases.
+    pub(crate) fn remove(&self) {
+        finish(self.command(&["cleanup"]), 0);
+        for server in [&servers().blue, &servers().green] {
+            let drop = format!("DROP DATABASE \"{}\"", self.database);
+            server.sql("postgres", &drop).expect("nobody is connected");
+        }
+    }
+
     /// Asserts that nothing of a job is left on either side.
     pub(crate) fn expect_cleaned(&self) {
         let left = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) \

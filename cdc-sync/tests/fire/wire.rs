@@ -1,6 +1,7 @@
 //! Connections that break at seeded bytes and at the borders of messages, each kind of connection by itself.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use testbed::pair::LIMIT;
@@ -103,6 +104,9 @@ impl Places {
 const SEED: u64 = 20_261_122;
 const LANES: usize = 3;
 
+/// Rounds after which a lane takes new databases: every row is compared after each hit, and every load adds rows.
+const ROUNDS_A_DATABASE: usize = 20;
+
 #[test]
 fn connections_cut_at_any_byte_lose_nothing_and_repeat_nothing() {
     let each = if testbed::runs_long_tier() { 200 } else { 2 };
@@ -130,37 +134,48 @@ fn try_each(name: &str, act: Act, each: usize) {
     }
     let (seeding, following) = (Mutex::new(seeding), Mutex::new(following));
     let missed = Mutex::new(Vec::new());
+    let (all, tried) = (KINDS.len() * each, AtomicUsize::new(0));
     let next = |of: &Mutex<Vec<Hit>>| of.lock().expect("no other lane failed").pop();
     std::thread::scope(|scope| {
         for number in 0..LANES {
-            let (seeding, following, missed, next) = (&seeding, &following, &missed, &next);
+            let (seeding, following, missed, next, tried) = (&seeding, &following, &missed, &next, &tried);
             scope.spawn(move || {
+                let note = |hit: Hit, was_hit: bool| {
+                    if !was_hit {
+                        missed.lock().expect("no other lane failed").push(hit);
+                    }
+                    let tried = tried.fetch_add(1, Ordering::Relaxed) + 1;
+                    if tried.is_multiple_of(100) {
+                        eprintln!("{name}: {tried} of {all}");
+                    }
+                };
                 let mut lane = Lane::new(&format!("{name}_{number}"));
-                let mut ended = false;
-                while !ended {
-                    ended = true;
-                    let note = |hit: Hit, was_hit: bool| {
-                        if !was_hit {
-                            missed.lock().expect("no other lane failed").push(hit);
+                for round in 1.. {
+                    let (seed, follow) = (next(seeding), next(following));
+                    if seed.is_none() && follow.is_none() {
+                        break;
+                    }
+                    if round % ROUNDS_A_DATABASE == 0 {
+                        lane.remove();
+                        lane = Lane::new(&format!("{name}_{number}_{round}"));
+                    }
+                    if let Some(hit) = seed {
+                        if lane.has_checkpoint() {
+                            lane.clear();
                         }
-                    };
-                    if let Some(hit) = next(seeding) {
-                        ended = false;
                         note(hit, seed_through(&mut lane, hit));
                     }
-                    if let Some(hit) = next(following) {
-                        ended = false;
+                    if let Some(hit) = follow {
+                        if !lane.has_checkpoint() {
+                            lane.assert_whole("new databases");
+                        }
                         note(hit, follow_through(&mut lane, hit));
-                    }
-                    if lane.has_checkpoint() && !seeding.lock().expect("no other lane failed").is_empty() {
-                        lane.clear();
                     }
                 }
             });
         }
     });
     let missed = missed.into_inner().expect("no lane failed");
-    let all = KINDS.len() * each;
     eprintln!("{} of {all} places were not reached: {missed:?}", missed.len());
     assert!(missed.len() * 3 <= all, "most places must be reached");
 }
