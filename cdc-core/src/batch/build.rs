@@ -24,6 +24,7 @@ impl Batch {
     }
 
     /// Opens a transaction (or its continuation in this batch); `txn.rows` is kept up to date by the batch.
+    #[inline]
     pub fn begin(&mut self, mut txn: TxnRecord) {
         let next = self.rows.len() as u32;
         txn.rows = next..next;
@@ -76,7 +77,7 @@ impl Batch {
         });
     }
 
-    #[inline]
+    #[inline(always)]
     fn push_row(&mut self, mut row: RowChange) {
         row.txn = self.txns.len().saturating_sub(1) as u32;
         self.rows.push(row);
@@ -121,12 +122,11 @@ impl Batch {
         }
     }
 
-    /// Adds an image, one cell per column of its table; returns it.
-    #[inline]
-    pub fn add_image(&mut self, cells: impl Iterator<Item = Cell>) -> u32 {
-        let start = self.cells.len();
-        self.cells.extend(cells);
-        start as u32
+    /// Adds an image of a table of so many columns; returns it and its cells. They hold anything: the caller fills all of
+    /// them, or drops the image ([`Batch::drop_cells`]).
+    #[inline(always)]
+    pub fn add_image(&mut self, columns: usize) -> (u32, &mut [Cell]) {
+        (self.cells.len() as u32, self.cells.add(columns))
     }
 
     /// Adds a cell that points at `len` bytes of the slab from `off`, as returned by [`Batch::append`].

@@ -58,16 +58,18 @@ impl Cell {
     }
 
     /// What the cell says.
+    #[inline]
     pub fn state(self) -> CellState {
         match self.len {
-            NULL => CellState::Null,
-            UNCHANGED => CellState::Unchanged,
-            ABSENT => CellState::Absent,
-            len => CellState::Bytes {
+            // Most have bytes: one comparison for these.
+            len if len < ABSENT => CellState::Bytes {
                 off: self.off & !PATCH_BIT,
                 len,
                 patch: self.off & PATCH_BIT != 0,
             },
+            NULL => CellState::Null,
+            UNCHANGED => CellState::Unchanged,
+            _ => CellState::Absent,
         }
     }
 }

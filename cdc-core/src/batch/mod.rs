@@ -13,6 +13,7 @@
 
 mod build;
 mod cell;
+mod cells;
 mod row;
 mod view;
 
@@ -23,6 +24,8 @@ pub use view::{ChangeEvent, Datum};
 
 use std::sync::Arc;
 use std::time::Instant;
+
+use cells::Cells;
 
 use crate::error::{Error, Result};
 use crate::model::{Position, TableSchema, TxnRecord};
@@ -37,7 +40,7 @@ const RETAINED_SLAB_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(crate) slab: Vec<u8>,
-    pub(crate) cells: Vec<Cell>,
+    pub(crate) cells: Cells,
     pub(crate) rows: Vec<RowChange>,
     pub(crate) txns: Vec<TxnRecord>,
     pub(crate) tables: Vec<Arc<TableSchema>>,
@@ -60,7 +63,7 @@ impl Batch {
         if self.slab.capacity() > RETAINED_SLAB_BYTES {
             self.slab.shrink_to(RETAINED_SLAB_BYTES);
         }
-        self.cells.clear();
+        self.cells.truncate(0);
         self.rows.clear();
         self.txns.clear();
         self.tables.clear();
@@ -105,6 +108,7 @@ impl Batch {
     }
 
     /// The change at row `index`.
+    #[inline]
     pub fn event(&self, index: usize) -> Option<ChangeEvent<'_>> {
         self.rows.get(index).map(|row| ChangeEvent::new(self, row))
     }
@@ -156,7 +160,7 @@ impl Batch {
     /// Names the first invariant that does not hold.
     pub fn verify(&self) -> Result<()> {
         let broken = |what: String| Err(Error::bug(format!("batch invariant: {what}")));
-        for (index, cell) in self.cells.iter().enumerate() {
+        for (index, cell) in self.cells.as_slice().iter().enumerate() {
             if let CellState::Bytes { off, len, .. } = cell.state()
                 && off as usize + len as usize > self.slab.len()
             {

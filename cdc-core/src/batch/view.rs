@@ -43,11 +43,13 @@ impl<'a> ChangeEvent<'a> {
     }
 
     /// What the change does.
+    #[inline]
     pub fn op(&self) -> Op {
         self.row.op
     }
 
     /// The table; `None` for [`Op::Truncate`] and [`Op::Message`].
+    #[inline]
     pub fn table(&self) -> Option<&'a Arc<TableSchema>> {
         match self.row.op {
             Op::Truncate | Op::Message => None,
@@ -69,6 +71,7 @@ impl<'a> ChangeEvent<'a> {
     }
 
     /// Whether there is an old image.
+    #[inline]
     pub fn has_before(&self) -> bool {
         self.row.op != Op::Truncate && self.row.before != NO_IMAGE
     }
@@ -79,22 +82,26 @@ impl<'a> ChangeEvent<'a> {
     }
 
     /// Whether there is a new image.
+    #[inline]
     pub fn has_after(&self) -> bool {
         self.row.after != NO_IMAGE
     }
 
     /// Column `index` of the old image; [`Datum::Absent`] without one.
+    #[inline]
     pub fn before(&self, index: usize) -> Datum<'a> {
         self.cell_at(self.row.before, index)
     }
 
     /// Column `index` of the new image; [`Datum::Absent`] without one.
+    #[inline]
     pub fn after(&self, index: usize) -> Datum<'a> {
         self.cell_at(self.row.after, index)
     }
 
     /// Column `index` of the image that identifies the row as it was before the change: the old image, or the
     /// new one when the source sent no old one because the identity did not change.
+    #[inline]
     pub fn identity(&self, index: usize) -> Datum<'a> {
         if self.has_before() {
             self.before(index)
@@ -122,6 +129,7 @@ impl<'a> ChangeEvent<'a> {
         }
     }
 
+    #[inline]
     fn cell_at(&self, image: u32, index: usize) -> Datum<'a> {
         if image == NO_IMAGE {
             return Datum::Absent;
@@ -129,12 +137,13 @@ impl<'a> ChangeEvent<'a> {
         self.batch
             .cells
             .get(image as usize + index)
-            .map_or(Datum::Absent, |cell| self.batch.datum(*cell))
+            .map_or(Datum::Absent, |cell| self.batch.datum(cell))
     }
 }
 
 impl Batch {
     /// The content of `cell`.
+    #[inline]
     pub fn datum(&self, cell: Cell) -> Datum<'_> {
         match cell.state() {
             CellState::Null => Datum::Null,

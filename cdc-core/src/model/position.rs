@@ -53,6 +53,7 @@ impl TxnId {
     ///
     /// # Errors
     /// When `bytes` is longer than [`TxnId::MAX`].
+    #[inline]
     pub fn new(bytes: &[u8]) -> Result<Self> {
         let mut id = Self {
             len: bytes.len() as u8,
@@ -60,12 +61,7 @@ impl TxnId {
         };
         match id.bytes.get_mut(..bytes.len()) {
             Some(slot) => slot.copy_from_slice(bytes),
-            None => {
-                return Err(Error::bug(format!(
-                    "transaction identity of {} bytes",
-                    bytes.len()
-                )));
-            }
+            None => return Err(too_long(bytes)),
         }
         Ok(id)
     }
@@ -74,6 +70,11 @@ impl TxnId {
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
+}
+
+#[cold]
+fn too_long(id: &[u8]) -> Error {
+    Error::bug(format!("transaction identity of {} bytes", id.len()))
 }
 
 impl fmt::Debug for TxnId {

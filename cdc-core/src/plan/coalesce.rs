@@ -474,11 +474,7 @@ fn cell(batch: &Batch, first: u32, column: usize) -> Cell {
     if first == NO_IMAGE {
         return Cell::ABSENT;
     }
-    batch
-        .cells
-        .get(first as usize + column)
-        .copied()
-        .unwrap_or(Cell::ABSENT)
+    batch.cells.get(first as usize + column).unwrap_or(Cell::ABSENT)
 }
 
 /// A cell of an image that is not merged.

@@ -158,10 +158,12 @@ impl<'a> Cursor<'a> {
         self.array(field).map(i32::from_be_bytes)
     }
 
+    #[inline]
     pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
         self.array(field).map(u64::from_be_bytes)
     }
 
+    #[inline]
     pub(crate) fn i64(&mut self, field: &'static str) -> Result<i64, Malformed> {
         self.array(field).map(i64::from_be_bytes)
     }

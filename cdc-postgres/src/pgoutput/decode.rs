@@ -6,12 +6,12 @@ use cdc_core::batch::{Op, Truncation};
 use cdc_core::engine::SiteIdentity;
 use cdc_core::model::ChangeCounts;
 use cdc_core::source::{Decoder, PositionTracker, StreamStart};
-use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result, TableName};
+use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result, TableName, TableSchema};
 
 use super::message::{Begin, Commit, Message, Origin, ProtocolVersion, RowChange, Truncate};
 use super::relation::{Handling, Relations};
 use super::transaction::{OpenTransaction, transaction_id};
-use super::tuple::{TupleReader, Tuples, expect_identity, new_column_is};
+use super::tuple::{TupleReader, Tuples, new_column_is};
 use crate::error_map::position_lsn;
 use crate::lsn::Lsn;
 use crate::tracker::PgTracker;
@@ -74,14 +74,13 @@ impl PgDecoder {
 
     /// Decodes the frames of a chunk that will begin at `base` of the slab.
     fn frames(&mut self, chunk: &[u8], base: u32, batch: &mut Batch) -> Result<()> {
-        let mut at = 0;
+        let mut end = base;
         for payload in split_frames(chunk) {
             let payload = payload?;
-            at += FRAME_LENGTH_BYTES + payload.len();
+            end += (FRAME_LENGTH_BYTES + payload.len()) as u32;
             match parse_frame(payload)? {
                 Frame::XLogData { start, data, .. } => {
-                    let place = base + (at - data.len()) as u32;
-                    if let Err(error) = self.message(data, place, batch) {
+                    if let Err(error) = self.message(data, end, batch) {
                         return Err(self.locate(error, start, data));
                     }
                 }
@@ -99,18 +98,30 @@ impl PgDecoder {
         Ok(())
     }
 
-    /// `place` is the message's place in the slab.
-    #[inline]
-    fn message(&mut self, bytes: &[u8], place: u32, batch: &mut Batch) -> Result<()> {
-        if self.relations.is_known(bytes) {
-            return Ok(());
+    /// The message before `end` of the slab. Those that come with every row or transaction are told by their tag, before
+    /// anything is made of them.
+    #[inline(always)]
+    fn message(&mut self, bytes: &[u8], end: u32, batch: &mut Batch) -> Result<()> {
+        let ProtocolVersion::V1 = self.version;
+        match bytes {
+            [b'I', ..] => self.row(Op::Insert, bytes, end, batch),
+            [b'U', ..] => self.row(Op::Update, bytes, end, batch),
+            [b'D', ..] => self.row(Op::Delete, bytes, end, batch),
+            [b'B', ..] => self.begin(&Begin::parse(bytes)?),
+            [b'C', ..] => self.commit(&Commit::parse(bytes)?, batch),
+            [b'R', ..] if self.relations.is_known(bytes) => Ok(()),
+            _ => self.other(bytes, batch),
         }
+    }
+
+    #[inline(never)]
+    fn other(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<()> {
         match Message::parse(self.version, bytes)? {
-            Message::Insert(change) => self.row(Op::Insert, &change, place, batch),
-            Message::Update(change) => self.row(Op::Update, &change, place, batch),
-            Message::Delete(change) => self.row(Op::Delete, &change, place, batch),
-            Message::Begin(begin) => self.begin(&begin),
-            Message::Commit(commit) => self.commit(&commit, batch),
+            Message::Insert(_)
+            | Message::Update(_)
+            | Message::Delete(_)
+            | Message::Begin(_)
+            | Message::Commit(_) => Err(Error::bug("a message was not told by its tag")),
             Message::Origin(origin) => self.origin(&origin),
             Message::Relation(relation) => self.relations.announce(&relation, bytes),
             Message::Type(named) => {
@@ -148,27 +159,24 @@ impl PgDecoder {
     }
 
     fn commit(&mut self, commit: &Commit, batch: &mut Batch) -> Result<()> {
-        let mut open = self.open.take().ok_or_else(|| outside("a commit"))?;
+        let Some(open) = &mut self.open else {
+            return Err(outside("a commit"));
+        };
         if commit.commit_lsn != open.commit_lsn || commit.end_lsn <= commit.commit_lsn {
-            return Err(protocol(format!(
-                "a transaction announced to commit at {} commits at {} and ends at {}",
-                open.commit_lsn, commit.commit_lsn, commit.end_lsn
-            )));
+            return Err(other_commit(open.commit_lsn, commit));
         }
         if open.redelivered {
             // Its changes were dropped in the belief that it ends before the start.
             if commit.end_lsn > self.from {
-                return Err(protocol(format!(
-                    "the stream was started at {}, within the commit of a transaction ({} to {})",
-                    self.from, commit.commit_lsn, commit.end_lsn
-                )));
+                return Err(within_commit(self.from, commit));
             }
-            return Ok(());
+        } else {
+            self.reached = self.reached.max(commit.end_lsn);
+            let record = open.record(batch)?;
+            record.id = transaction_id(commit.commit_lsn, commit.end_lsn)?;
+            record.last = true;
         }
-        self.reached = self.reached.max(commit.end_lsn);
-        let record = open.record(batch)?;
-        record.id = transaction_id(commit.commit_lsn, commit.end_lsn)?;
-        record.last = true;
+        self.open = None;
         Ok(())
     }
 
@@ -177,9 +185,12 @@ impl PgDecoder {
         open.set_origin(origin, &self.stream, self.peer.as_ref())
     }
 
-    #[inline]
-    fn row(&mut self, op: Op, change: &RowChange<'_>, place: u32, batch: &mut Batch) -> Result<()> {
-        let open = self.open.as_mut().ok_or_else(|| outside("a row change"))?;
+    #[inline(never)]
+    fn row(&mut self, op: Op, bytes: &[u8], end: u32, batch: &mut Batch) -> Result<()> {
+        let change = &RowChange::parse(bytes)?;
+        let Some(open) = &mut self.open else {
+            return Err(outside("a row change"));
+        };
         if open.redelivered {
             return Ok(());
         }
@@ -212,17 +223,19 @@ impl PgDecoder {
         }
         let number = table.number_in(batch)?;
         let schema = &*table.schema;
-        let mut tuples = Tuples::new(change, place);
+        let tuples = Tuples::new(change, end);
         let images = match op {
-            Op::Insert => TupleReader::insert(&mut tuples, schema, batch),
-            Op::Update => {
-                expect_identity(schema).and_then(|()| self.tuples.update(&mut tuples, schema, batch))
-            }
-            _ => expect_identity(schema).and_then(|()| self.tuples.delete(&mut tuples, schema, batch)),
+            Op::Insert => TupleReader::insert(tuples, schema, batch),
+            Op::Update => self.tuples.update(tuples, schema, batch),
+            _ => self.tuples.delete(tuples, schema, batch),
         };
-        let images = images.map_err(|error| error.object(format!("table {}", schema.name)))?;
-        batch.push(op, number, images.before, images.full_before, images.after);
-        Ok(())
+        match images {
+            Ok(images) => {
+                batch.push(op, number, images.before, images.full_before, images.after);
+                Ok(())
+            }
+            Err(error) => Err(in_table(error, schema)),
+        }
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>, batch: &mut Batch) -> Result<()> {
@@ -302,6 +315,27 @@ impl Decoder for PgDecoder {
     fn tracker(&self) -> Box<dyn PositionTracker> {
         Box::new(PgTracker::new(self.from))
     }
+}
+
+#[cold]
+fn in_table(error: Error, schema: &TableSchema) -> Error {
+    error.object(format!("table {}", schema.name))
+}
+
+#[cold]
+fn other_commit(announced: Lsn, commit: &Commit) -> Error {
+    protocol(format!(
+        "a transaction announced to commit at {announced} commits at {} and ends at {}",
+        commit.commit_lsn, commit.end_lsn
+    ))
+}
+
+#[cold]
+fn within_commit(from: Lsn, commit: &Commit) -> Error {
+    protocol(format!(
+        "the stream was started at {from}, within the commit of a transaction ({} to {})",
+        commit.commit_lsn, commit.end_lsn
+    ))
 }
 
 fn protocol(message: String) -> Error {

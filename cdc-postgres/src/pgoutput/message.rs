@@ -67,6 +67,41 @@ pub struct Commit {
     pub commit_time: i64,
 }
 
+impl Begin {
+    /// Reads a message whose tag is that of a Begin.
+    #[inline]
+    pub(super) fn parse(message: &[u8]) -> Result<Begin, Malformed> {
+        let mut cursor = Cursor::from(message, 1);
+        let begin = Begin {
+            final_lsn: Lsn(cursor.u64("final LSN")?),
+            commit_time: cursor.i64("commit time")?,
+            xid: cursor.u32("transaction id")?,
+        };
+        cursor.end()?;
+        Ok(begin)
+    }
+}
+
+impl Commit {
+    /// Reads a message whose tag is that of a Commit.
+    #[inline]
+    pub(super) fn parse(message: &[u8]) -> Result<Commit, Malformed> {
+        let mut cursor = Cursor::from(message, 1);
+        // "Currently unused": a flag that is set means something we do not know.
+        let flags = cursor.u8("commit flags")?;
+        if flags != 0 {
+            return Err(cursor.unknown("commit flags", flags));
+        }
+        let commit = Commit {
+            commit_lsn: Lsn(cursor.u64("commit LSN")?),
+            end_lsn: Lsn(cursor.u64("end LSN")?),
+            commit_time: cursor.i64("commit time")?,
+        };
+        cursor.end()?;
+        Ok(commit)
+    }
+}
+
 /// `O`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin<'a> {
@@ -124,9 +159,21 @@ pub struct RowChange<'a> {
     pub(super) message: &'a [u8],
 }
 
-impl RowChange<'_> {
+impl<'a> RowChange<'a> {
     /// Where the first tuple's marker is: after tag and relation.
     pub(super) const TUPLES_AT: usize = 5;
+
+    /// Reads a message whose tag is that of a row change.
+    #[inline(always)]
+    pub(super) fn parse(message: &'a [u8]) -> Result<RowChange<'a>, Malformed> {
+        match message {
+            [_, a, b, c, d, ..] => Ok(RowChange {
+                relation: u32::from_be_bytes([*a, *b, *c, *d]),
+                message,
+            }),
+            _ => Err(Cursor::from(message, 1).malformed(Flaw::Short("relation id"))),
+        }
+    }
 }
 
 /// `T`.
@@ -168,34 +215,19 @@ impl<'a> Message<'a> {
     pub fn parse(version: ProtocolVersion, bytes: &'a [u8]) -> Result<Message<'a>, Malformed> {
         let ProtocolVersion::V1 = version;
         match bytes {
-            [b'I', rest @ ..] => row_change(bytes, rest).map(Message::Insert),
-            [b'U', rest @ ..] => row_change(bytes, rest).map(Message::Update),
-            [b'D', rest @ ..] => row_change(bytes, rest).map(Message::Delete),
-            _ => parse_rare(bytes),
+            [b'I', ..] => RowChange::parse(bytes).map(Message::Insert),
+            [b'U', ..] => RowChange::parse(bytes).map(Message::Update),
+            [b'D', ..] => RowChange::parse(bytes).map(Message::Delete),
+            _ => parse_other(bytes),
         }
     }
 }
 
-#[inline]
-fn row_change<'a>(message: &'a [u8], rest: &'a [u8]) -> Result<RowChange<'a>, Malformed> {
-    match rest.first_chunk() {
-        Some(relation) => Ok(RowChange {
-            relation: u32::from_be_bytes(*relation),
-            message,
-        }),
-        None => Err(Cursor::from(message, 1).malformed(Flaw::Short("relation id"))),
-    }
-}
-
-fn parse_rare(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
+fn parse_other(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
     let mut cursor = Cursor::new(bytes);
     let message = match cursor.u8("message tag")? {
-        b'B' => Message::Begin(Begin {
-            final_lsn: Lsn(cursor.u64("final LSN")?),
-            commit_time: cursor.i64("commit time")?,
-            xid: cursor.u32("transaction id")?,
-        }),
-        b'C' => Message::Commit(commit(&mut cursor)?),
+        b'B' => return Begin::parse(bytes).map(Message::Begin),
+        b'C' => return Commit::parse(bytes).map(Message::Commit),
         b'O' => Message::Origin(Origin {
             commit_lsn: Lsn(cursor.u64("origin LSN")?),
             name: cursor.text("origin name")?,
@@ -217,19 +249,6 @@ fn parse_rare(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
     };
     cursor.end()?;
     Ok(message)
-}
-
-fn commit(cursor: &mut Cursor<'_>) -> Result<Commit, Malformed> {
-    // "Currently unused": a flag that is set means something we do not know.
-    let flags = cursor.u8("commit flags")?;
-    if flags != 0 {
-        return Err(cursor.unknown("commit flags", flags));
-    }
-    Ok(Commit {
-        commit_lsn: Lsn(cursor.u64("commit LSN")?),
-        end_lsn: Lsn(cursor.u64("end LSN")?),
-        commit_time: cursor.i64("commit time")?,
-    })
 }
 
 /// The name of a schema; an empty one stands for `pg_catalog`.

@@ -19,6 +19,9 @@ use crate::text::{PG_TEXT, TextReader, data_type, declared};
 /// The schema of cdc-sync's own tables; nothing of it is ever replicated.
 const OWN_SCHEMA: &str = "cdc_sync";
 
+/// How many relations are found without a look into the index; a power of two.
+const RECENT: usize = 16;
+
 /// What is done with the changes of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Handling {
@@ -53,13 +56,19 @@ impl Known {
     ///
     /// The number of another batch is told by the table that it stands for, not by the generation: each batch
     /// counts its own generations, and several are under way.
-    #[inline]
+    #[inline(always)]
     pub(super) fn number_in(&mut self, batch: &mut Batch) -> Result<u16> {
         let there = batch.tables().get(usize::from(self.number));
         if !there.is_some_and(|table| Arc::ptr_eq(table, &self.schema)) {
-            self.number = batch.add_table(&self.schema)?;
+            self.add_to(batch)?;
         }
         Ok(self.number)
+    }
+
+    #[inline(never)]
+    fn add_to(&mut self, batch: &mut Batch) -> Result<()> {
+        self.number = batch.add_table(&self.schema)?;
+        Ok(())
     }
 
     /// Whether a transaction with this commit LSN is in the table's seed. A snapshot at consistent point P holds
@@ -80,8 +89,8 @@ pub(super) struct Relations {
     seeded_to: HashMap<TableName, Lsn>,
     tables: Vec<Known>,
     index: HashMap<u32, usize, RandomState>,
-    /// the relation asked for last, and its place in `tables`
-    last: (u32, usize),
+    /// relations asked for of late, and their places in `tables`; each has its slot, which others may take
+    recent: [(u32, usize); RECENT],
     types: HashMap<u32, (String, String), RandomState>,
     reader: Arc<dyn CellReader>,
 }
@@ -95,7 +104,7 @@ impl Relations {
             seeded_to,
             tables: Vec::new(),
             index: HashMap::default(),
-            last: (0, usize::MAX),
+            recent: [(0, usize::MAX); RECENT],
             types: HashMap::default(),
             reader: Arc::new(TextReader),
         }
@@ -109,24 +118,22 @@ impl Relations {
     /// The table with this id.
     #[inline]
     pub(super) fn get(&mut self, id: u32) -> Result<&mut Known> {
-        if self.last.0 != id || self.last.1 >= self.tables.len() {
-            self.last = (id, self.index.get(&id).copied().unwrap_or(usize::MAX));
+        let recent = slot(&mut self.recent, id);
+        if recent.0 != id {
+            let Some(place) = self.index.get(&id) else {
+                return Err(unknown(id));
+            };
+            *recent = (id, *place);
         }
-        self.tables.get_mut(self.last.1).ok_or_else(|| unknown(id))
+        self.tables.get_mut(recent.1).ok_or_else(|| unknown(id))
     }
 
-    /// Whether this message announces a table exactly as it was announced before.
-    #[inline]
+    /// Whether this Relation message announces a table exactly as it was announced before.
     pub(super) fn is_known(&self, message: &[u8]) -> bool {
-        let id = match message {
-            [b'R', a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
-            _ => return false,
-        };
-        self.was_announced(id, message)
-    }
-
-    fn was_announced(&self, id: u32, message: &[u8]) -> bool {
-        let known = self.index.get(&id).and_then(|place| self.tables.get(*place));
+        let [_, id @ ..] = message else { return false };
+        let id = id.first_chunk().map(|id| u32::from_be_bytes(*id));
+        let place = id.and_then(|id| self.index.get(&id));
+        let known = place.and_then(|place| self.tables.get(*place));
         known.is_some_and(|known| known.announced == message)
     }
 
@@ -180,7 +187,7 @@ impl Relations {
             None => {
                 self.index.insert(relation.id, self.tables.len());
                 self.tables.push(known);
-                self.last = (0, usize::MAX);
+                *slot(&mut self.recent, relation.id) = (relation.id, self.tables.len() - 1);
             }
         }
         Ok(())
@@ -220,6 +227,12 @@ impl Relations {
             },
         })
     }
+}
+
+/// The slot of a relation. OIDs of tables that were made together are close together: their last bits differ.
+#[inline]
+fn slot(recent: &mut [(u32, usize); RECENT], id: u32) -> &mut (u32, usize) {
+    &mut recent[id as usize % RECENT]
 }
 
 #[cold]

@@ -33,13 +33,11 @@ pub(super) struct OpenTransaction {
 impl OpenTransaction {
     /// `from` is the position the stream was opened at, which lies between transactions: what has committed below
     /// it ends at or below it.
+    #[inline]
     pub(super) fn begin(begin: &Begin, from: Lsn) -> Result<OpenTransaction> {
-        let commit_time_micros = begin.commit_time.checked_add(PG_EPOCH_MICROS).ok_or_else(|| {
-            Error::new(
-                Kind::Protocol,
-                format!("the commit time {} µs is out of range", begin.commit_time),
-            )
-        })?;
+        let Some(commit_time_micros) = begin.commit_time.checked_add(PG_EPOCH_MICROS) else {
+            return Err(out_of_range(begin.commit_time));
+        };
         Ok(OpenTransaction {
             commit_lsn: begin.final_lsn,
             commit_time_micros,
@@ -89,9 +87,7 @@ impl OpenTransaction {
         if !self.recorded {
             self.begin_record(batch)?;
         }
-        batch
-            .open_txn()
-            .ok_or_else(|| Error::bug("an open transaction has no record in its batch"))
+        batch.open_txn().ok_or_else(no_record)
     }
 
     #[inline(never)]
@@ -100,6 +96,7 @@ impl OpenTransaction {
         Ok(())
     }
 
+    #[inline]
     fn next_record(&mut self) -> Result<TxnRecord> {
         let first = !std::mem::replace(&mut self.begun, true);
         self.recorded = true;
@@ -122,8 +119,20 @@ impl OpenTransaction {
     }
 }
 
+#[cold]
+fn no_record() -> Error {
+    Error::bug("an open transaction has no record in its batch")
+}
+
+#[cold]
+fn out_of_range(commit_time: i64) -> Error {
+    let message = format!("the commit time {commit_time} µs is out of range");
+    Error::new(Kind::Protocol, message)
+}
+
 /// A transaction's identity: the LSN of its commit record and the first byte after it, 16 bytes big-endian. Before
 /// the Commit message the end is not known and 0.
+#[inline]
 pub(super) fn transaction_id(commit_lsn: Lsn, end_lsn: Lsn) -> Result<TxnId> {
     let mut bytes = [0; 16];
     let (commit, end) = bytes.split_at_mut(8);

@@ -45,32 +45,28 @@ pub(super) struct TupleReader {
     old: Vec<Cell>,
 }
 
-/// The tuples of a row change being read.
-///
-/// Columns are read without an error for each: this is where decoding spends its time. Whether all was well is asked
-/// once a tuple, and only a tuple that is malformed is read again, to say how.
+/// The tuples of a row change being read. Errors take it by value, so that it can stay in registers.
+#[derive(Clone, Copy)]
 pub(super) struct Tuples<'a> {
     message: &'a [u8],
     rest: &'a [u8],
     /// slab offset of the byte after the message
     end: u32,
-    malformed: bool,
 }
 
 impl<'a> Tuples<'a> {
-    /// The tuples of a message that will be at `place` of the slab.
+    /// The tuples of a message that will be in the slab, before `end`.
     #[inline(always)]
-    pub(super) fn new(change: &RowChange<'a>, place: u32) -> Tuples<'a> {
+    pub(super) fn new(change: &RowChange<'a>, end: u32) -> Tuples<'a> {
         Tuples {
             message: change.message,
             rest: change.message.get(RowChange::TUPLES_AT..).unwrap_or_default(),
-            end: place + change.message.len() as u32,
-            malformed: false,
+            end,
         }
     }
 
     /// What of the message comes after `rest`, for errors.
-    fn cursor(&self, rest: &[u8]) -> Cursor<'a> {
+    fn cursor(self, rest: &[u8]) -> Cursor<'a> {
         Cursor::from(self.message, self.message.len() - rest.len())
     }
 
@@ -84,31 +80,30 @@ impl<'a> Tuples<'a> {
     }
 
     #[cold]
-    fn short(&self) -> Error {
+    fn short(self) -> Error {
         self.cursor(self.rest)
             .malformed(Flaw::Short("tuple marker"))
             .into()
     }
 
     #[cold]
-    fn unknown_marker(&self, marker: u8) -> Error {
+    fn unknown_marker(self, marker: u8) -> Error {
         self.cursor(self.rest).unknown("tuple marker", marker).into()
     }
 
     /// A tuple has exactly the columns that the Relation message announced. Returns the columns.
     #[inline(always)]
-    fn begin(&mut self, schema: &TableSchema) -> Result<&'a [u8]> {
+    fn columns(&self, schema: &TableSchema) -> Result<&'a [u8]> {
         match self.rest.split_first_chunk() {
-            Some((count, rest)) if usize::from(u16::from_be_bytes(*count)) == schema.columns.len() => {
-                self.rest = rest;
-                Ok(rest)
+            Some((count, columns)) if usize::from(u16::from_be_bytes(*count)) == schema.columns.len() => {
+                Ok(columns)
             }
             _ => Err(self.other_columns(schema)),
         }
     }
 
     #[cold]
-    fn other_columns(&self, schema: &TableSchema) -> Error {
+    fn other_columns(self, schema: &TableSchema) -> Error {
         let count = match self.cursor(self.rest).u16("number of columns") {
             Ok(count) => count,
             Err(malformed) => return malformed.into(),
@@ -126,43 +121,8 @@ impl<'a> Tuples<'a> {
         )
     }
 
-    /// The next column; anything when it is malformed.
-    #[inline(always)]
-    fn cell(&mut self) -> Cell {
-        match self.rest {
-            [b't', a, b, c, d, value @ ..] => {
-                let length = u32::from_be_bytes([*a, *b, *c, *d]);
-                if let Some(rest) = value.get(length as usize..) {
-                    self.rest = rest;
-                    return Cell::bytes(self.end - value.len() as u32, length);
-                }
-            }
-            [b'n', rest @ ..] => {
-                self.rest = rest;
-                return Cell::NULL;
-            }
-            [b'u', rest @ ..] => {
-                self.rest = rest;
-                return Cell::UNCHANGED;
-            }
-            _ => {}
-        }
-        self.rest = &[];
-        self.malformed = true;
-        Cell::ABSENT
-    }
-
-    /// Says whether the columns since `begin` were well-formed.
-    #[inline(always)]
-    fn ended(&self, begin: &[u8], schema: &TableSchema) -> Result<()> {
-        if self.malformed {
-            return Err(self.malformation(begin, schema.columns.len()));
-        }
-        Ok(())
-    }
-
     #[cold]
-    fn malformation(&self, begin: &[u8], columns: usize) -> Error {
+    fn malformation(self, begin: &[u8], columns: usize) -> Error {
         let mut cursor = self.cursor(begin);
         match (0..columns).try_for_each(|_| field(&mut cursor).map(drop)) {
             Ok(()) => Error::bug("a tuple is malformed when it is read once and not when it is read again"),
@@ -180,65 +140,119 @@ impl<'a> Tuples<'a> {
     }
 
     #[cold]
-    fn trailing(&self) -> Error {
+    fn trailing(self) -> Error {
         let trailing = Flaw::Trailing(self.rest.len());
         self.cursor(self.rest).malformed(trailing).into()
     }
 
-    /// A tuple as it was sent.
+    /// A tuple as it was sent, but for what `complete` makes of it.
     #[inline(always)]
-    fn image(&mut self, schema: &TableSchema, batch: &mut Batch) -> Result<u32> {
-        let begin = self.begin(schema)?;
-        let image = batch.add_image((0..schema.columns.len()).map(|_| self.cell()));
-        self.ended(begin, schema)?;
+    fn image(
+        &mut self,
+        schema: &TableSchema,
+        batch: &mut Batch,
+        complete: impl FnOnce(&mut [Cell]),
+    ) -> Result<u32> {
+        let columns = self.columns(schema)?;
+        let (image, cells) = batch.add_image(schema.columns.len());
+        let Some(rest) = read_columns(columns, self.end, cells) else {
+            batch.drop_cells(image);
+            return Err(self.malformation(columns, schema.columns.len()));
+        };
+        complete(cells);
+        self.rest = rest;
         Ok(image)
     }
-}
 
-impl TupleReader {
-    /// The new row of an insert: `N` tuple.
+    /// The new row of a change that says nothing of the old one.
     #[inline(always)]
-    pub(super) fn insert(tuples: &mut Tuples<'_>, schema: &TableSchema, batch: &mut Batch) -> Result<Images> {
-        match tuples.marker()? {
-            b'N' => {}
-            marker => return Err(tuples.unknown_marker(marker)),
-        }
-        let after = tuples.image(schema, batch)?;
-        tuples.end()?;
+    fn new_row(&mut self, schema: &TableSchema, batch: &mut Batch) -> Result<Images> {
+        let after = self.image(schema, batch, |_| {})?;
+        self.end()?;
         Ok(Images {
             before: None,
             full_before: false,
             after: Some(after),
         })
     }
+}
+
+/// Reads a column for each of `cells`; returns what follows them. `end` is the slab offset after the message.
+///
+/// This is where decoding spends its time: it says only whether all was well, and a tuple that is malformed is read
+/// again to say how. A function of its own, so that all it needs stays in registers.
+#[inline(never)]
+fn read_columns<'a>(columns: &'a [u8], end: u32, cells: &mut [Cell]) -> Option<&'a [u8]> {
+    let mut rest = columns;
+    for cell in cells {
+        if let [b't', a, b, c, d, value @ ..] = rest {
+            let length = u32::from_be_bytes([*a, *b, *c, *d]);
+            rest = value.get(length as usize..)?;
+            *cell = Cell::bytes(end - value.len() as u32, length);
+        } else {
+            let (kind, after) = rest.split_first()?;
+            *cell = match kind {
+                b'n' => Cell::NULL,
+                b'u' => Cell::UNCHANGED,
+                _ => return None,
+            };
+            rest = after;
+        }
+    }
+    Some(rest)
+}
+
+impl TupleReader {
+    /// The new row of an insert: `N` tuple.
+    #[inline(always)]
+    pub(super) fn insert(mut tuples: Tuples<'_>, schema: &TableSchema, batch: &mut Batch) -> Result<Images> {
+        match tuples.marker()? {
+            b'N' => tuples.new_row(schema, batch),
+            marker => Err(tuples.unknown_marker(marker)),
+        }
+    }
 
     /// Old and new row of an update: optional `K` or `O` tuple, `N` tuple.
     #[inline(always)]
     pub(super) fn update(
         &mut self,
-        tuples: &mut Tuples<'_>,
+        mut tuples: Tuples<'_>,
         schema: &TableSchema,
         batch: &mut Batch,
     ) -> Result<Images> {
-        let mut marker = tuples.marker()?;
-        let (mut before, mut full_before) = (None, false);
-        if let b'K' | b'O' = marker {
-            full_before = marker == b'O';
-            before = Some(self.old_tuple(tuples, schema, full_before, batch)?);
-            marker = tuples.marker()?;
+        expect_identity(schema)?;
+        match tuples.marker()? {
+            b'N' => tuples.new_row(schema, batch),
+            b'K' => self.both_rows(tuples, schema, false, batch),
+            b'O' => self.both_rows(tuples, schema, true, batch),
+            marker => Err(tuples.unknown_marker(marker)),
         }
-        if marker != b'N' {
-            return Err(tuples.unknown_marker(marker));
+    }
+
+    /// Old and new row; the new one completes what was not sent because unchanged from an old one that is `full`.
+    #[inline(never)]
+    fn both_rows(
+        &mut self,
+        mut tuples: Tuples<'_>,
+        schema: &TableSchema,
+        full: bool,
+        batch: &mut Batch,
+    ) -> Result<Images> {
+        let before = self.old_tuple(&mut tuples, schema, full, batch)?;
+        match tuples.marker()? {
+            b'N' => {}
+            marker => return Err(tuples.unknown_marker(marker)),
         }
-        let after = if full_before {
-            self.completed_tuple(tuples, schema, batch)?
-        } else {
-            tuples.image(schema, batch)?
-        };
+        let after = tuples.image(schema, batch, |cells| {
+            let cells = cells.iter_mut().zip(&self.old);
+            for (cell, old) in cells.filter(|(cell, _)| full && **cell == Cell::UNCHANGED) {
+                *cell = *old;
+            }
+        })?;
         tuples.end()?;
         Ok(Images {
-            before,
-            full_before,
+            before: Some(before),
+            full_before: full,
             after: Some(after),
         })
     }
@@ -246,16 +260,17 @@ impl TupleReader {
     /// The old row of a delete: `K` or `O` tuple.
     pub(super) fn delete(
         &mut self,
-        tuples: &mut Tuples<'_>,
+        mut tuples: Tuples<'_>,
         schema: &TableSchema,
         batch: &mut Batch,
     ) -> Result<Images> {
+        expect_identity(schema)?;
         let full_before = match tuples.marker()? {
             b'O' => true,
             b'K' => false,
             marker => return Err(tuples.unknown_marker(marker)),
         };
-        let before = self.old_tuple(tuples, schema, full_before, batch)?;
+        let before = self.old_tuple(&mut tuples, schema, full_before, batch)?;
         tuples.end()?;
         Ok(Images {
             before: Some(before),
@@ -272,31 +287,20 @@ impl TupleReader {
         full: bool,
         batch: &mut Batch,
     ) -> Result<u32> {
-        let begin = tuples.begin(schema)?;
-        self.old.clear();
-        self.old.extend(schema.columns.iter().map(|_| tuples.cell()));
-        tuples.ended(begin, schema)?;
-        let columns = schema.columns.iter().zip(&self.old);
-        let cells = columns.map(|(column, sent)| match *sent {
-            Cell::NULL if !full && !column.identity => Cell::ABSENT,
-            sent => sent,
-        });
-        Ok(batch.add_image(cells))
-    }
-
-    /// The new tuple after an `O` tuple: what was not sent because unchanged is in the old row.
-    fn completed_tuple(
-        &mut self,
-        tuples: &mut Tuples<'_>,
-        schema: &TableSchema,
-        batch: &mut Batch,
-    ) -> Result<u32> {
-        let begin = tuples.begin(schema)?;
-        let image = batch.add_image(self.old.iter().map(|old| match tuples.cell() {
-            Cell::UNCHANGED => *old,
-            sent => sent,
-        }));
-        tuples.ended(begin, schema)?;
+        let columns = tuples.columns(schema)?;
+        self.old.resize(schema.columns.len(), Cell::ABSENT);
+        let Some(rest) = read_columns(columns, tuples.end, &mut self.old) else {
+            return Err(tuples.malformation(columns, schema.columns.len()));
+        };
+        tuples.rest = rest;
+        let (image, cells) = batch.add_image(schema.columns.len());
+        let sent = schema.columns.iter().zip(&self.old);
+        for (cell, (column, sent)) in cells.iter_mut().zip(sent) {
+            *cell = match *sent {
+                Cell::NULL if !full && !column.identity => Cell::ABSENT,
+                sent => sent,
+            };
+        }
         Ok(image)
     }
 }
@@ -326,12 +330,16 @@ pub(super) fn new_column_is(change: &RowChange<'_>, column: usize, wanted: &[u8]
 }
 
 /// Whether old rows of `schema` can be found by what the log says of them.
-pub(super) fn expect_identity(schema: &TableSchema) -> Result<()> {
+#[inline]
+fn expect_identity(schema: &TableSchema) -> Result<()> {
     if schema.identity != Identity::Nothing {
         return Ok(());
     }
-    Err(
-        Error::new(Kind::Schema, "the source changed a row of a table without replica identity")
-            .remedy("give the table a primary key or ALTER TABLE … REPLICA IDENTITY FULL and seed it again, or exclude it"),
-    )
+    Err(no_identity())
+}
+
+#[cold]
+fn no_identity() -> Error {
+    Error::new(Kind::Schema, "the source changed a row of a table without replica identity")
+        .remedy("give the table a primary key or ALTER TABLE … REPLICA IDENTITY FULL and seed it again, or exclude it")
 }

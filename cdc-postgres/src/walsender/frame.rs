@@ -38,14 +38,15 @@ pub enum Frame<'a> {
 /// Reads the payload of one CopyData message.
 #[inline]
 pub fn parse_frame(payload: &[u8]) -> Result<Frame<'_>, PgError> {
-    let malformed = |what: &str| PgError::protocol(format!("malformed replication frame: {what}"));
     let (&tag, rest) = payload.split_first().ok_or_else(|| malformed("it is empty"))?;
     match tag {
         b'w' => {
             let short = || malformed("XLogData is shorter than its header");
-            let (start, rest) = take_u64(rest).ok_or_else(short)?;
-            let (wal_end, rest) = take_u64(rest).ok_or_else(short)?;
-            let (time, data) = take_u64(rest).ok_or_else(short)?;
+            // The header as a whole first: there is one of these for each row.
+            let (header, data) = rest.split_first_chunk::<24>().ok_or_else(short)?;
+            let (start, header) = take_u64(header).ok_or_else(short)?;
+            let (wal_end, header) = take_u64(header).ok_or_else(short)?;
+            let (time, _) = take_u64(header).ok_or_else(short)?;
             Ok(Frame::XLogData {
                 start: Lsn(start),
                 wal_end: Lsn(wal_end),
@@ -68,6 +69,12 @@ pub fn parse_frame(payload: &[u8]) -> Result<Frame<'_>, PgError> {
     }
 }
 
+#[cold]
+fn malformed(what: &str) -> PgError {
+    PgError::protocol(format!("malformed replication frame: {what}"))
+}
+
+#[inline]
 fn take_u64(input: &[u8]) -> Option<(u64, &[u8])> {
     let (bytes, rest) = input.split_first_chunk()?;
     Some((u64::from_be_bytes(*bytes), rest))
@@ -75,6 +82,7 @@ fn take_u64(input: &[u8]) -> Option<(u64, &[u8])> {
 
 /// The payloads in a chunk that [`read_frames`](crate::walsender::WalSender::read_frames) filled: each is preceded by
 /// its length as a little-endian `u32`. A chunk that was cut off yields an error at the cut.
+#[inline]
 pub fn split_frames(chunk: &[u8]) -> impl Iterator<Item = Result<&[u8], PgError>> {
     let mut rest = chunk;
     std::iter::from_fn(move || {
@@ -91,10 +99,15 @@ pub fn split_frames(chunk: &[u8]) -> impl Iterator<Item = Result<&[u8], PgError>
             }
             None => {
                 rest = &[];
-                Err(PgError::protocol("the chunk of replication frames is cut off"))
+                Err(cut_off())
             }
         })
     })
+}
+
+#[cold]
+fn cut_off() -> PgError {
+    PgError::protocol("the chunk of replication frames is cut off")
 }
 
 /// Writes a standby status update as a CopyData message.

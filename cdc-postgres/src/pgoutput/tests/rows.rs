@@ -268,3 +268,22 @@ fn messages_read_back_as_written() {
     assert_eq!((read.cascade, read.restart_identity), (true, false));
     assert_eq!(read.relations().collect::<Vec<_>>(), [1, 2]);
 }
+
+/// Relations whose ids end alike take the same slot of those found at once; an id that nobody has may be 0.
+#[test]
+fn tables_that_alternate_are_told_apart() {
+    let tables = [(0, "zero"), (16, "a"), (32, "b")];
+    let announced = tables.map(|(id, name)| encode::relation(&table(id, "public", name, b'd')));
+    let insert = |id| encode::insert(id, &row("1", "x"));
+    let mut messages = announced.to_vec();
+    messages.extend([16, 32, 0, 16, 16, 32, 0].map(insert));
+    let batch = one(&messages).unwrap();
+    let wanted = ["a", "b", "zero", "a", "a", "b", "zero"];
+    assert_eq!(
+        rows_of(&batch),
+        wanted.map(|name| format!("Insert public.{name} - / '1','x',null"))
+    );
+    messages.push(insert(48));
+    assert!(refused(&messages).contains("OID 48"));
+    assert!(refused(&[insert(0)]).contains("OID 0,"));
+}
