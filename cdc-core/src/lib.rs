@@ -12,6 +12,7 @@
 //! - [`compare`]: rows of two sites in one order, for comparing them
 //! - [`repair`]: writing the source's rows where they were found to differ
 //! - [`engine`]: how a database is reached and inspected ([`Engine`], [`Site`])
+//! - [`spill`]: what has to be set aside for a while and is too large for memory
 //! - [`pipeline`]: the threads between a source and a sink
 //! - [`error`]: one error type, with what to do about it
 //! - `testing` (feature `testing`): databases in memory, random histories, and the suites that every source and
@@ -34,6 +35,7 @@ pub mod repair;
 pub mod seed;
 pub mod sink;
 pub mod source;
+pub mod spill;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

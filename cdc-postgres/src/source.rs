@@ -1,6 +1,7 @@
 //! The source: one walsender connection that reads a slot.
 
 mod history;
+mod streamed;
 mod tail;
 
 use std::collections::HashMap;
@@ -21,9 +22,12 @@ use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::session::{connect, during};
 use crate::slot_state::{SEED_AGAIN, SlotState};
-use crate::walsender::{Frame, PgoutputOptions, WalSender, WalSenderOptions, parse_frame, split_frames};
+use crate::walsender::{
+    Frame, PgoutputOptions, Streaming, WalSender, WalSenderOptions, parse_frame, split_frames,
+};
 use crate::wire::{Feature, silence};
 
+use streamed::Streamed;
 pub(crate) use tail::tail;
 
 /// Bytes after which a read hands its frames on.
@@ -38,6 +42,8 @@ const IN_USE_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
 /// A stream that was not read for longer waits for room here: its silence tells nothing.
 const READ_LATELY: Duration = Duration::from_secs(1);
+/// The protocol version in which a server sends transactions that still run; what is made of it is version 1.
+const STREAMING_VERSION: u32 = 2;
 /// How long the server may take to end the stream.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -52,6 +58,8 @@ pub struct PgSource {
     identity: SourceIdentity,
     options: WalSenderOptions,
     sender: Option<WalSender>,
+    /// large transactions that are still running, where the server sends them
+    streamed: Option<Streamed>,
     /// the newest position seen in a frame
     received: Lsn,
     /// the newest position durable on the target
@@ -87,6 +95,7 @@ impl PgSource {
             identity,
             options: WalSenderOptions::default(),
             sender: None,
+            streamed: None,
             received: Lsn::ZERO,
             durable: Lsn::ZERO,
             heard: false,
@@ -128,6 +137,12 @@ impl PgSource {
         let mut options = PgoutputOptions::new(vec![self.slot.clone()]);
         options.proto_version = version.number();
         options.messages = sender.server_version().has(Feature::PgoutputMessages);
+        self.streamed = None;
+        if sender.server_version().has(Feature::PgoutputStreaming) {
+            options.proto_version = STREAMING_VERSION;
+            options.streaming = Streaming::On;
+            self.streamed = Some(Streamed::default());
+        }
         sender
             .start_logical_replication(&self.slot, from, &options)
             .await
@@ -333,6 +348,11 @@ impl Source for PgSource {
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let begin = chunk.bytes.len();
+            if let Some(streamed) = self.streamed.as_mut().filter(|streamed| streamed.has_more()) {
+                self.heard = true;
+                chunk.received = Some(Instant::now());
+                return streamed.fill(&mut chunk.bytes);
+            }
             if self.last_read.elapsed() >= READ_LATELY {
                 self.silent_since = Instant::now();
             }
@@ -349,7 +369,10 @@ impl Source for PgSource {
             if self.look_at(chunk.bytes.get(begin..).unwrap_or_default())? {
                 self.report(false).await?;
             }
-            Ok(())
+            match &mut self.streamed {
+                Some(streamed) => streamed.sift(&mut chunk.bytes, begin),
+                None => Ok(()),
+            }
         })
     }
 

@@ -75,6 +75,7 @@ impl ReadStage {
 
     fn read_until_stopped(&mut self) -> Result<()> {
         let mut flowing = false;
+        let mut unused: Option<RawChunk> = None;
         while !self.control.session_ends() {
             if std::mem::take(&mut flowing) {
                 std::thread::sleep(GATHER);
@@ -85,7 +86,10 @@ impl ReadStage {
                 }
                 continue;
             }
-            let mut chunk = self.emptied.try_recv().unwrap_or_default();
+            let mut chunk = unused
+                .take()
+                .or_else(|| self.emptied.try_recv().ok())
+                .unwrap_or_default();
             let Self { runtime, source, .. } = self;
             let asked = Instant::now();
             if let Ok(read) =
@@ -104,6 +108,7 @@ impl ReadStage {
                 {
                     return Ok(());
                 }
+                unused = Some(chunk);
                 continue;
             }
             chunk.received.get_or_insert_with(Instant::now);

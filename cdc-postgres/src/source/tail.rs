@@ -44,6 +44,7 @@ pub(crate) async fn tail(
         },
         options: super::WalSenderOptions::default(),
         sender: None,
+        streamed: None,
         received: Lsn::ZERO,
         durable: Lsn::ZERO,
         heard: false,

@@ -10,6 +10,9 @@ use testbed::{Process, compare, process};
 
 use super::{finish, servers};
 
+/// Between two looks at a server. Each is a psql of its own: with several lanes, looking more often is most of the work.
+pub(crate) const POLL: Duration = Duration::from_millis(200);
+
 /// Small: what is tried here is not volume.
 const FILL: Fill = Fill {
     orders: 40,
@@ -120,7 +123,7 @@ impl Lane {
                 return None;
             }
             assert!(Instant::now() < deadline, "no checkpoint\n{}", running.stderr());
-            std::thread::sleep(Duration::from_millis(40));
+            std::thread::sleep(POLL);
         }
     }
 

@@ -8,7 +8,7 @@ use testbed::pair::LIMIT;
 use testbed::proxy::{Act, Aim, Direction, Place};
 use testbed::{Process, Proxy, process};
 
-use super::lane::Lane;
+use super::lane::{Lane, POLL};
 use super::{report, servers};
 
 /// A kind of connection: what its client sends and no other does, on which side, and whether it belongs to the seed.
@@ -245,7 +245,7 @@ fn follow_through(lane: &mut Lane, hit: Hit) -> bool {
             "{hit:?}: it does not go on\n{}",
             running.stderr()
         );
-        std::thread::sleep(Duration::from_millis(60));
+        std::thread::sleep(POLL);
     }
     lane.book(load);
     running.sigterm().expect("the signal arrives");

@@ -1,0 +1,360 @@
+//! Spill: what a stream has to set aside for a while and is too large for memory.
+//!
+//! ```text
+//! segment: header (format, number, length, CRC-32 of the bytes) · bytes     whole records, about 256 KiB
+//! ```
+//!
+//! A spill is of no use to anyone but the process that writes it: after a crash the source sends everything again. So it
+//! is never synced, its file has no name, and what it must guarantee is only that what comes back is what was put in.
+//! Which segments there are, and with which checksum, is remembered beside the file: one that an earlier, cut off part
+//! has left behind, or whose write was lost, is not taken for the one that should be there.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+
+use rkyv::rancor;
+use rkyv::util::Align;
+
+use crate::error::{Error, Kind, Result};
+
+/// Bytes after which a segment is written.
+const SEGMENT_BYTES: usize = 256 << 10;
+/// The layout of segments.
+const FORMAT: u32 = 1;
+
+/// What precedes the bytes of a segment.
+#[derive(rkyv::Archive, rkyv::Serialize, Debug)]
+struct Header {
+    format: u32,
+    crc: u32,
+    number: u64,
+    length: u64,
+}
+
+/// Bytes of an archived header.
+const HEADER_BYTES: usize = size_of::<ArchivedHeader>();
+
+/// A segment that was written.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    /// where its header is in the file
+    at: u64,
+    /// what was added before it
+    begin: u64,
+    length: u64,
+    crc: u32,
+}
+
+/// Records that are set aside in a file.
+#[derive(Debug)]
+pub struct Spill<F = File> {
+    file: F,
+    segments: Vec<Segment>,
+    /// records that are not written yet
+    open: Vec<u8>,
+    /// what was added before those
+    begin: u64,
+}
+
+impl Spill<File> {
+    /// An empty spill in a file without a name: in `TMPDIR`, else `/var/tmp` where there is one, since the other place for
+    /// temporary files is often memory.
+    ///
+    /// # Errors
+    /// When no file can be made there.
+    pub fn create() -> Result<Self> {
+        let folder = folder();
+        match tempfile::tempfile_in(&folder) {
+            Ok(file) => Ok(Self::over(file)),
+            Err(error) => Err(local("a file to set changes aside in cannot be made", error)
+                .object(folder.display().to_string())),
+        }
+    }
+}
+
+fn folder() -> PathBuf {
+    let lasting = PathBuf::from("/var/tmp");
+    match std::env::var_os("TMPDIR") {
+        None if lasting.is_dir() => lasting,
+        _ => std::env::temp_dir(),
+    }
+}
+
+impl<F: Read + Write + Seek> Spill<F> {
+    /// An empty spill over a file that nobody else uses.
+    pub fn over(file: F) -> Self {
+        Self {
+            file,
+            segments: Vec::new(),
+            open: Vec::new(),
+            begin: 0,
+        }
+    }
+
+    /// Adds a record, given in parts. It is handed out whole, together with others.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn add(&mut self, parts: &[&[u8]]) -> Result<()> {
+        parts.iter().for_each(|part| self.open.extend_from_slice(part));
+        if self.open.len() >= SEGMENT_BYTES {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes added so far.
+    pub fn length(&self) -> u64 {
+        self.begin + self.open.len() as u64
+    }
+
+    /// Forgets what was added after the first `length` bytes, which must end with a record.
+    ///
+    /// # Errors
+    /// When a segment that is kept in part cannot be read again.
+    pub fn cut(&mut self, length: u64) -> Result<()> {
+        while length < self.begin {
+            let Some(last) = self.segments.pop() else { break };
+            self.open.clear();
+            if length > last.begin {
+                let number = self.segments.len() as u64;
+                read(&mut self.file, last, number, &mut self.open)?;
+            }
+            self.begin = last.begin;
+        }
+        self.open.truncate((length - self.begin) as usize);
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let segment = Segment {
+            at: self.segments.last().map_or(0, Segment::end),
+            begin: self.begin,
+            length: self.open.len() as u64,
+            crc: crc32fast::hash(&self.open),
+        };
+        let header = Header {
+            format: FORMAT,
+            crc: segment.crc,
+            number: self.segments.len() as u64,
+            length: segment.length,
+        };
+        let header = rkyv::to_bytes::<rancor::Error>(&header)
+            .map_err(|error| Error::bug(format!("a segment's header cannot be made: {error}")))?;
+        let sought = self.file.seek(SeekFrom::Start(segment.at));
+        sought
+            .and_then(|_| self.file.write_all(&header))
+            .and_then(|()| self.file.write_all(&self.open))
+            .map_err(|error| {
+                local("changes cannot be set aside", error).remedy(
+                    "free space where temporary files are kept, or set TMPDIR to a folder with more; \
+                     the next run goes on from the last commit",
+                )
+            })?;
+        self.begin += segment.length;
+        self.segments.push(segment);
+        self.open.clear();
+        Ok(())
+    }
+
+    /// Ends the adding; what was added can be taken out.
+    pub fn into_reader(self) -> SpillReader<F> {
+        SpillReader {
+            file: self.file,
+            segments: self.segments.into_iter().enumerate(),
+            open: self.open,
+        }
+    }
+}
+
+impl Segment {
+    fn end(&self) -> u64 {
+        self.at + HEADER_BYTES as u64 + self.length
+    }
+}
+
+/// Hands out what was set aside, in the order of adding.
+#[derive(Debug)]
+pub struct SpillReader<F = File> {
+    file: F,
+    segments: std::iter::Enumerate<std::vec::IntoIter<Segment>>,
+    open: Vec<u8>,
+}
+
+impl<F: Read + Seek> SpillReader<F> {
+    /// Appends the next records to `out`; `false` when there are no more.
+    ///
+    /// # Errors
+    /// [`Kind::Data`] when the file does not have what was written to it.
+    pub fn next(&mut self, out: &mut Vec<u8>) -> Result<bool> {
+        if let Some((number, segment)) = self.segments.next() {
+            read(&mut self.file, segment, number as u64, out)?;
+            return Ok(true);
+        }
+        out.append(&mut self.open);
+        Ok(false)
+    }
+}
+
+/// Appends the bytes of a segment to `out`; after an error nothing is added.
+fn read<F: Read + Seek>(file: &mut F, segment: Segment, number: u64, out: &mut Vec<u8>) -> Result<()> {
+    let begin = out.len();
+    let mut header = Align([0; HEADER_BYTES]);
+    let bytes = file
+        .seek(SeekFrom::Start(segment.at))
+        .and_then(|_| file.read_exact(&mut header.0))
+        .and_then(|()| file.by_ref().take(segment.length).read_to_end(out));
+    let found = match bytes {
+        Ok(bytes) => bytes as u64,
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
+        Err(error) => {
+            out.truncate(begin);
+            return Err(local("what was set aside cannot be read", error));
+        }
+    };
+    let intact = found == segment.length
+        && rkyv::access::<ArchivedHeader, rancor::Error>(&header.0).is_ok_and(|header| {
+            header.format == FORMAT
+                && header.number == number
+                && header.length == segment.length
+                && header.crc == segment.crc
+        })
+        && crc32fast::hash(out.get(begin..).unwrap_or_default()) == segment.crc;
+    if intact {
+        return Ok(());
+    }
+    out.truncate(begin);
+    Err(Error::new(
+        Kind::Data,
+        format!("segment {number} of what was set aside is not as it was written"),
+    )
+    .remedy("nothing of it was applied: run again, with TMPDIR on a sound disk"))
+}
+
+fn local(what: &str, error: std::io::Error) -> Error {
+    Error::new(Kind::Local, what).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Cursor};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What is done to a spill.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Add(u8, usize),
+        /// back to what it was after this share of the additions that still stand
+        Cut(prop::sample::Index),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let add = (any::<u8>(), 0..SEGMENT_BYTES).prop_map(|(byte, length)| Step::Add(byte, length));
+        let cut = any::<prop::sample::Index>().prop_map(Step::Cut);
+        prop::collection::vec(prop_oneof![4 => add, 1 => cut], 0..12)
+    }
+
+    /// Does the steps; returns what is to come out.
+    fn run<F: Read + Write + Seek>(spill: &mut Spill<F>, steps: &[Step]) -> Result<Vec<u8>> {
+        let (mut model, mut ends) = (Vec::new(), vec![0]);
+        for step in steps {
+            match step {
+                Step::Add(byte, length) => {
+                    spill.add(&[&vec![*byte; length / 3], &vec![!*byte; length - length / 3]])?;
+                    model.resize(model.len() + length / 3, *byte);
+                    model.resize(model.len() + length - length / 3, !*byte);
+                    ends.push(model.len());
+                }
+                Step::Cut(at) => {
+                    ends.truncate(at.index(ends.len()) + 1);
+                    model.truncate(*ends.last().unwrap());
+                    spill.cut(model.len() as u64)?;
+                }
+            }
+            assert_eq!(spill.length(), model.len() as u64);
+        }
+        Ok(model)
+    }
+
+    /// What comes out, and how it ended.
+    fn drain<F: Read + Write + Seek>(spill: Spill<F>) -> (Vec<u8>, Result<bool>) {
+        let (mut reader, mut out) = (spill.into_reader(), Vec::new());
+        loop {
+            match reader.next(&mut out) {
+                Ok(true) => {}
+                ended => return (out, ended),
+            }
+        }
+    }
+
+    /// A file on a system that loses writes: each is kept whole, in part or not at all, as after a power cut before it
+    /// was synced.
+    struct Lossy {
+        file: Cursor<Vec<u8>>,
+        /// how much of which write arrives, in 255ths
+        kept: std::iter::Cycle<std::vec::IntoIter<u8>>,
+    }
+
+    impl Write for Lossy {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let kept = bytes.len() * usize::from(self.kept.next().unwrap()) / 255;
+            let after = self.file.position() + bytes.len() as u64;
+            self.file.write_all(&bytes[..kept])?;
+            self.file.set_position(after);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Read for Lossy {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            self.file.read(bytes)
+        }
+    }
+
+    impl Seek for Lossy {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.file.seek(to)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_was_added_and_not_cut_off_comes_out(steps in steps()) {
+            let mut spill = Spill::over(Cursor::new(Vec::new()));
+            let model = run(&mut spill, &steps).unwrap();
+            let (out, ended) = drain(spill);
+            prop_assert!(ended.is_ok());
+            prop_assert!(out == model);
+        }
+
+        /// Nothing else ever comes out: neither zeros nor what an earlier part has left in the same place.
+        #[test]
+        fn what_a_file_system_loses_is_noticed(
+            steps in steps(),
+            kept in prop::collection::vec(prop_oneof![3 => Just(255), 1 => any::<u8>()], 1..8),
+        ) {
+            let loses = kept.iter().any(|kept| *kept < 255);
+            let file = Cursor::new(Vec::new());
+            let mut spill = Spill::over(Lossy { file, kept: kept.into_iter().cycle() });
+            match run(&mut spill, &steps) {
+                Err(error) => prop_assert!(loses && error.kind() == Kind::Data),
+                Ok(model) => {
+                    let (out, ended) = drain(spill);
+                    prop_assert!(model.starts_with(&out));
+                    prop_assert_eq!(ended.is_ok(), out == model);
+                    prop_assert!(loses || ended.is_ok());
+                }
+            }
+        }
+    }
+}

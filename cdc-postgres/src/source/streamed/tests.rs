@@ -1,0 +1,375 @@
+//! A server with transactions in transactions, of which every change is streamed at once, against what comes out.
+
+use std::collections::{BTreeMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::lsn::Lsn;
+use crate::pgoutput::encode::{self, Field, Frames};
+use crate::pgoutput::{Begin, Commit, Origin, Relation, TypeName};
+
+const TABLES: u32 = 3;
+
+/// What happens on the server.
+#[derive(Debug, Clone)]
+enum Step {
+    /// rows of one transaction in one block
+    Block {
+        txn: u8,
+        tables: Vec<u32>,
+    },
+    Savepoint {
+        txn: u8,
+    },
+    RollBackTo {
+        txn: u8,
+    },
+    Release {
+        txn: u8,
+    },
+    Commit {
+        txn: u8,
+    },
+    RollBack {
+        txn: u8,
+    },
+    /// a small transaction of another session
+    Plain {
+        table: u32,
+    },
+    /// a change of a table's definition, where no transaction has it locked
+    Alter {
+        table: u32,
+    },
+    Keepalive,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let (txn, table) = (0_u8..3, 0..TABLES);
+    let step = prop_oneof![
+        5 => (txn.clone(), prop::collection::vec(table.clone(), 0..4))
+            .prop_map(|(txn, tables)| Step::Block { txn, tables }),
+        2 => txn.clone().prop_map(|txn| Step::Savepoint { txn }),
+        2 => txn.clone().prop_map(|txn| Step::RollBackTo { txn }),
+        1 => txn.clone().prop_map(|txn| Step::Release { txn }),
+        2 => txn.clone().prop_map(|txn| Step::Commit { txn }),
+        1 => txn.prop_map(|txn| Step::RollBack { txn }),
+        2 => table.clone().prop_map(|table| Step::Plain { table }),
+        1 => table.prop_map(|table| Step::Alter { table }),
+        1 => Just(Step::Keepalive),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+/// A subtransaction, or the transaction itself.
+struct Level {
+    xid: u32,
+    /// how many rows came before it
+    began: usize,
+    /// subtransactions that were released into it
+    released: Vec<u32>,
+}
+
+/// A transaction of the server.
+#[derive(Default)]
+struct Running {
+    levels: Vec<Level>,
+    /// comes with the first block, whatever becomes of its rows
+    origin: Vec<u8>,
+    rows: Vec<Vec<u8>>,
+    streamed: bool,
+    /// tables that were announced in its blocks
+    announced: HashSet<u32>,
+    /// tables that it has locked
+    touched: HashSet<u32>,
+}
+
+#[derive(Default)]
+struct Server {
+    frames: Frames,
+    running: BTreeMap<u8, Running>,
+    /// the definition of each table, and whether it is announced outside of streamed transactions
+    versions: [u32; TABLES as usize],
+    announced: HashSet<u32>,
+    lsn: u64,
+    xids: u32,
+    /// begin, rows, commit of what is to come out
+    wanted: Vec<Vec<u8>>,
+}
+
+fn with_xid(xid: u32, mut message: Vec<u8>) -> Vec<u8> {
+    message.splice(1..1, xid.to_be_bytes());
+    message
+}
+
+fn announcement(table: u32, version: u32) -> [Vec<u8>; 2] {
+    let named = TypeName {
+        oid: 90_000 + table,
+        namespace: "app",
+        name: "mood",
+    };
+    let relation = Relation {
+        id: table,
+        namespace: "app",
+        name: &format!("t{version}"),
+        replica_identity: b'd',
+        columns: Vec::new(),
+    };
+    [encode::type_name(&named), encode::relation(&relation)]
+}
+
+impl Server {
+    fn next(&mut self) -> Lsn {
+        self.lsn += 0x10;
+        Lsn(self.lsn)
+    }
+
+    fn send(&mut self, message: &[u8]) {
+        let at = self.next();
+        self.frames.message(at, message);
+    }
+
+    /// A row that tells with which definition and in which place it was made.
+    fn row(&mut self, table: u32) -> Vec<u8> {
+        let said = format!("{} {}", self.versions[table as usize], self.lsn);
+        encode::insert(table, &[Field::Text(said.as_bytes())])
+    }
+
+    fn new_xid(&mut self) -> u32 {
+        self.xids += 1;
+        self.xids
+    }
+
+    fn running(&mut self, txn: u8) -> &mut Running {
+        let xid = self.new_xid();
+        let running = self.running.entry(txn).or_default();
+        if running.levels.is_empty() {
+            let (began, released) = (0, Vec::new());
+            running.levels.push(Level { xid, began, released });
+        }
+        running
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Block { txn, tables } => self.block(*txn, tables),
+            Step::Savepoint { txn } => {
+                let xid = self.new_xid();
+                let running = self.running(*txn);
+                let (began, released) = (running.rows.len(), Vec::new());
+                running.levels.push(Level { xid, began, released });
+            }
+            Step::Release { txn } => {
+                let running = self.running(*txn);
+                if running.levels.len() > 1
+                    && let Some(level) = running.levels.pop()
+                    && let Some(parent) = running.levels.last_mut()
+                {
+                    parent.released.extend(level.released);
+                    parent.released.push(level.xid);
+                }
+            }
+            Step::RollBackTo { txn } => {
+                let running = self.running(*txn);
+                if running.levels.len() > 1 {
+                    let level = running.levels.pop().unwrap();
+                    running.rows.truncate(level.began);
+                    let (top, streamed) = (running.levels[0].xid, running.streamed);
+                    self.abort(top, streamed, level);
+                }
+            }
+            Step::RollBack { txn } => {
+                if let Some(mut running) = self.running.remove(txn) {
+                    let top = running.levels[0].xid;
+                    while let Some(level) = running.levels.pop() {
+                        self.abort(top, running.streamed, level);
+                    }
+                }
+            }
+            Step::Commit { txn } => self.commit(*txn),
+            Step::Plain { table } => self.plain(*table),
+            Step::Alter { table } => {
+                if !self
+                    .running
+                    .values()
+                    .any(|running| running.touched.contains(table))
+                {
+                    self.versions[*table as usize] += 1;
+                    self.announced.remove(table);
+                }
+            }
+            Step::Keepalive => {
+                let at = self.next();
+                self.frames.keepalive(at, false);
+            }
+        }
+    }
+
+    fn block(&mut self, txn: u8, tables: &[u32]) {
+        let running = self.running(txn);
+        let (top, xid) = (running.levels[0].xid, running.levels.last().unwrap().xid);
+        let is_first = !std::mem::replace(&mut running.streamed, true);
+        let start = [&b"S"[..], &top.to_be_bytes(), &[u8::from(is_first)]].concat();
+        self.send(&start);
+        if is_first {
+            let origin = Origin {
+                commit_lsn: Lsn(7),
+                name: "elsewhere",
+            };
+            let origin = encode::origin(&origin);
+            self.send(&origin);
+            self.running(txn).origin = origin;
+        }
+        for table in tables {
+            let version = self.versions[*table as usize];
+            let running = self.running(txn);
+            running.touched.insert(*table);
+            if running.announced.insert(*table) {
+                for message in announcement(*table, version) {
+                    self.send(&with_xid(xid, message));
+                }
+            }
+            let row = self.row(*table);
+            self.running(txn).rows.push(row.clone());
+            self.send(&with_xid(xid, row));
+        }
+        self.send(b"E");
+    }
+
+    fn abort(&mut self, top: u32, streamed: bool, level: Level) {
+        if streamed {
+            for xid in level.released.into_iter().chain([level.xid]) {
+                let abort = [&b"A"[..], &top.to_be_bytes(), &xid.to_be_bytes()].concat();
+                self.send(&abort);
+            }
+        }
+    }
+
+    fn commit(&mut self, txn: u8) {
+        let Some(running) = self.running.remove(&txn).filter(|running| running.streamed) else {
+            return;
+        };
+        let xid = running.levels[0].xid;
+        let lsn = self.next();
+        let rows = [vec![running.origin], running.rows].concat();
+        let commit = self.wants(xid, lsn, rows);
+        let streamed = [&b"c"[..], &xid.to_be_bytes(), &commit[1..]].concat();
+        self.frames.message(lsn, &streamed);
+        self.announced.extend(running.announced);
+    }
+
+    /// What is to come out of a transaction; returns its commit.
+    fn wants(&mut self, xid: u32, lsn: Lsn, rows: Vec<Vec<u8>>) -> Vec<u8> {
+        let commit_time = i64::from(xid) * 1_000_003;
+        let begin = Begin {
+            final_lsn: lsn,
+            commit_time,
+            xid,
+        };
+        let commit = Commit {
+            commit_lsn: lsn,
+            end_lsn: Lsn(lsn.0 + 8),
+            commit_time,
+        };
+        let commit = encode::commit(&commit);
+        self.wanted.push(encode::begin(&begin));
+        self.wanted.extend(rows);
+        self.wanted.push(commit.clone());
+        commit
+    }
+
+    fn plain(&mut self, table: u32) {
+        let xid = self.new_xid();
+        let (lsn, row) = (self.next(), self.row(table));
+        let commit = self.wants(xid, lsn, vec![row.clone()]);
+        let begin = self.wanted[self.wanted.len() - 3].clone();
+        self.send(&begin);
+        if self.announced.insert(table) {
+            for message in announcement(table, self.versions[table as usize]) {
+                self.send(&message);
+            }
+        }
+        self.send(&row);
+        self.send(&commit);
+    }
+}
+
+/// The messages that come out, and how many keepalives.
+fn sifted(chunks: Vec<Vec<u8>>) -> (Vec<Vec<u8>>, usize) {
+    let (mut streamed, mut out) = (Streamed::default(), Vec::new());
+    for mut chunk in chunks {
+        streamed.sift(&mut chunk, 0).unwrap();
+        out.extend(chunk);
+        while streamed.has_more() {
+            let mut chunk = Vec::new();
+            streamed.fill(&mut chunk).unwrap();
+            out.extend(chunk);
+        }
+    }
+    let frames = split_frames(&out).map(|payload| parse_frame(payload.unwrap()).unwrap());
+    let mut messages = Vec::new();
+    let mut keepalives = 0;
+    for frame in frames {
+        match frame {
+            Frame::XLogData { data, .. } => messages.push(data.to_vec()),
+            Frame::Keepalive { .. } => keepalives += 1,
+        }
+    }
+    (messages, keepalives)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn what_comes_out_is_what_version_1_would_have_sent(
+        steps in steps(),
+        cuts in prop::collection::btree_set(0_usize..200, 0..5),
+    ) {
+        let mut server = Server::default();
+        steps.iter().for_each(|step| server.step(step));
+        let cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut < server.frames.ends.len()).collect();
+        let chunks = server.frames.cut(&cuts).into_iter().map(|chunk| chunk.bytes).collect();
+        let (messages, keepalives) = sifted(chunks);
+        let sent = steps.iter().filter(|step| matches!(step, Step::Keepalive)).count();
+        prop_assert_eq!(keepalives, sent);
+        let (announcements, changes): (Vec<_>, Vec<_>) =
+            messages.iter().partition(|message| matches!(message[0], b'R' | b'Y'));
+        prop_assert_eq!(announcements.iter().filter(|m| m[0] == b'R').count() * 2, announcements.len());
+        prop_assert_eq!(changes.into_iter().cloned().collect::<Vec<_>>(), server.wanted);
+        let mut known: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+        for message in &messages {
+            let table = || u32::from_be_bytes(message[1..5].try_into().unwrap());
+            match message[0] {
+                b'R' => drop(known.insert(table(), message.clone())),
+                b'I' => {
+                    let said = String::from_utf8_lossy(&message[12..]).into_owned();
+                    let version = said.trim_start_matches('\0').split_whitespace().next().unwrap().to_owned();
+                    let name = format!("t{}", version.trim_matches(|c: char| !c.is_ascii_digit()));
+                    let relation = known.get(&table()).expect("an announced table");
+                    prop_assert!(String::from_utf8_lossy(relation).contains(&name), "{name}: {relation:?}");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_refused_or_passed_on(bytes in prop::collection::vec(
+        prop::collection::vec(prop_oneof![
+            Just(b'S'), Just(b'E'), Just(b'c'), Just(b'A'), Just(b'R'), Just(b'I'), Just(b'T'), Just(0), Just(1), any::<u8>()
+        ], 0..40), 0..8)) {
+        let mut frames = Frames::default();
+        for message in &bytes {
+            frames.message(Lsn(1), message);
+        }
+        let mut streamed = Streamed::default();
+        let mut chunk = frames.bytes;
+        let mut ended = streamed.sift(&mut chunk, 0);
+        while ended.is_ok() && streamed.has_more() {
+            chunk.clear();
+            ended = streamed.fill(&mut chunk);
+        }
+    }
+}
