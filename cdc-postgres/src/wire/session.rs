@@ -41,8 +41,8 @@ pub enum Purpose {
 pub struct ReplicationSettings {
     /// `wal_sender_timeout` (PostgreSQL 12 and later), in the server's syntax. `0` is without limit.
     pub wal_sender_timeout: String,
-    /// `logical_decoding_work_mem` (PostgreSQL 13 and later), in the server's syntax: what the server may hold in
-    /// memory before it writes transactions in progress to disk.
+    /// `logical_decoding_work_mem` on PostgreSQL 13, in the server's syntax: what the server may hold in memory before it
+    /// writes transactions in progress to disk. Later servers send them instead, from their own setting on.
     pub logical_decoding_work_mem: String,
 }
 
@@ -124,21 +124,16 @@ pub(super) fn after_startup(
     add(Feature::IdleSessionTimeout, "idle_session_timeout", "0");
     add(Feature::TransactionTimeout, "transaction_timeout", "0");
     if let Purpose::Replication(replication) = purpose {
-        for (feature, name, value) in [
-            (
-                Feature::SessionWalSenderTimeout,
-                "wal_sender_timeout",
-                &replication.wal_sender_timeout,
-            ),
-            (
-                Feature::DecodingWorkMem,
-                "logical_decoding_work_mem",
-                &replication.logical_decoding_work_mem,
-            ),
-        ] {
+        let mut add_unless_set = |feature, name, value| {
             if !options.is_some_and(|options| sets(options, name)) {
                 add(feature, name, value);
             }
+        };
+        let timeout = &replication.wal_sender_timeout;
+        add_unless_set(Feature::SessionWalSenderTimeout, "wal_sender_timeout", timeout);
+        if !version.has(Feature::PgoutputStreaming) {
+            let memory = &replication.logical_decoding_work_mem;
+            add_unless_set(Feature::DecodingWorkMem, "logical_decoding_work_mem", memory);
         }
     }
     let calls = settings.iter().map(|(name, value)| {
@@ -222,10 +217,11 @@ mod tests {
             "idle_session_timeout",
             "transaction_timeout",
             "wal_sender_timeout",
-            "logical_decoding_work_mem",
         ] {
             assert!(all.contains(name), "{all}");
         }
+        let memory = "logical_decoding_work_mem";
+        assert!(!all.contains(memory) && sql(130_000, &replication).contains(memory));
         let bytes = after_startup(ServerVersion(110_000), &replication, Some("SQL_ASCII"), None);
         assert_eq!(
             bytes,
@@ -241,7 +237,7 @@ mod tests {
             "-cwal_sender_timeout=5s",
             "--wal-sender-timeout=5s",
         ] {
-            let sql = after_startup(ServerVersion(180_000), &replication, None, Some(options));
+            let sql = after_startup(ServerVersion(130_000), &replication, None, Some(options));
             assert!(!sql.contains("wal_sender_timeout"), "{options}: {sql}");
             assert!(sql.contains("logical_decoding_work_mem"), "{options}: {sql}");
         }

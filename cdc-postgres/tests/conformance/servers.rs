@@ -8,7 +8,8 @@ use testbed::PgCluster;
 /// Ten times what the longest of the tests takes: a sink or a source that waits for ever fails.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// The cluster of a major version. Each test works in databases of its own.
+/// The cluster of a major version. Each test works in databases of its own. The newer one sends every change while its
+/// transaction runs, as it otherwise does with large ones only.
 pub(crate) fn cluster(major: u16) -> &'static PgCluster {
     static OLDEST: OnceLock<PgCluster> = OnceLock::new();
     static NEWEST: OnceLock<PgCluster> = OnceLock::new();
@@ -17,7 +18,14 @@ pub(crate) fn cluster(major: u16) -> &'static PgCluster {
         18 => &NEWEST,
         other => panic!("no test is for PostgreSQL {other}"),
     };
-    held.get_or_init(|| PgCluster::builder(major).start().unwrap())
+    held.get_or_init(|| {
+        let builder = PgCluster::builder(major);
+        let builder = match major {
+            18 => builder.setting("debug_logical_replication_streaming", "immediate"),
+            _ => builder,
+        };
+        builder.start().unwrap()
+    })
 }
 
 /// A runtime for a test; what its connections do goes on while [`within_deadline`] runs.

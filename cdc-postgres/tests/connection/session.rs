@@ -70,7 +70,7 @@ async fn sessions_have_our_settings_whatever_the_server_says() {
             let mut settings = settings.clone();
             if *purpose == replication {
                 settings.push(("wal_sender_timeout", "", "7min"));
-                if major >= 13 {
+                if major == 13 {
                     settings.push(("logical_decoding_work_mem", "", "333MB"));
                 }
             }

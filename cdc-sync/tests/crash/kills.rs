@@ -40,7 +40,7 @@ fn kills_where_foreign_keys_are_checked_lose_nothing_and_repeat_nothing() {
     survives(&pair, kills, None);
 }
 
-fn survives(pair: &Pair, kills: usize, pgbench_scale: Option<u32>) {
+pub(crate) fn survives(pair: &Pair, kills: usize, pgbench_scale: Option<u32>) {
     let [url, _] = pair.urls();
     let start = || pair.spawn(&["run", "--truncate-target"]).expect("run starts");
     let mut running = start();

@@ -6,6 +6,7 @@ mod doubt;
 mod fence;
 mod kills;
 mod pairs;
+mod streamed;
 
 use std::time::Duration;
 

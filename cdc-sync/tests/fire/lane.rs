@@ -88,7 +88,7 @@ impl Lane {
         let config = Config {
             seed: self.loads,
             threads: 1,
-            rate: 150.0,
+            rate: 60.0,
             ..Config::default()
         };
         Workload::start(&servers().blue.url(&self.database), &config).expect("the workload starts")
