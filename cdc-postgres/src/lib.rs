@@ -16,6 +16,7 @@ mod cleanup;
 mod column_types;
 mod compare;
 mod emptying;
+mod engine;
 mod error_map;
 mod heartbeat;
 mod loader;
@@ -36,4 +37,4 @@ mod storage;
 mod target_catalog;
 mod tls;
 
-pub use site::PgEngine;
+pub use engine::PgEngine;

@@ -1,5 +1,4 @@
-//! [`PgEngine`] and [`PgSite`]: PostgreSQL behind the traits of the core. Every method hands on to the module that
-//! knows.
+//! [`PgSite`]: one database behind the core's trait. Every method hands on to the module that knows.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,10 +14,9 @@ use cdc_core::engine::{
 use cdc_core::plan::TargetTable;
 use cdc_core::repair::Mender;
 use cdc_core::seed::{BulkFormat, BulkLoader, Snapshot, TablePart};
-use cdc_core::source::StreamStart;
 use cdc_core::{
-    BoxFuture, Checkpoint, Decoder, Engine, Error, Kind, Position, Result, Sink, Site, Source,
-    SourceIdentity, TableName, TableSelection,
+    BoxFuture, Checkpoint, Error, Kind, Position, Result, Sink, Site, Source, SourceIdentity, TableName,
+    TableSelection,
 };
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -28,7 +26,6 @@ use crate::config::Config;
 use crate::error::PgError;
 use crate::loader::LOAD_SETTINGS;
 use crate::lock::LOCK_TIMEOUT;
-use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
@@ -44,30 +41,6 @@ const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// What statements of ours on a source are set to.
 const SOURCE_SETTINGS: &[(&str, &str)] = &[("lock_timeout", LOCK_TIMEOUT)];
-
-/// PostgreSQL 12 and later.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct PgEngine;
-
-/// What a URL of ours begins with.
-pub(crate) const SCHEMES: [&str; 2] = ["postgres", "postgresql"];
-
-impl Engine for PgEngine {
-    fn schemes(&self) -> &'static [&'static str] {
-        &SCHEMES
-    }
-
-    fn connect<'a>(&'a self, url: &'a str, timeout: Duration) -> BoxFuture<'a, Box<dyn Site>> {
-        Box::pin(async move {
-            let site = PgSite::connect(url, timeout).await?;
-            Ok(Box::new(site) as Box<dyn Site>)
-        })
-    }
-
-    fn decoder(&self, start: &StreamStart) -> Result<Box<dyn Decoder>> {
-        Ok(Box::new(PgDecoder::new(ProtocolVersion::V1, start)?))
-    }
-}
 
 /// One PostgreSQL database.
 #[derive(Debug)]
@@ -89,7 +62,7 @@ impl PgSite {
     /// Connects, waiting up to `timeout` for the server to come up.
     ///
     /// # Errors
-    /// As [`Engine::connect`].
+    /// As [`Engine::connect`](cdc_core::Engine::connect).
     pub async fn connect(url: &str, timeout: Duration) -> Result<PgSite> {
         let config = Config::parse(url).map_err(|error| {
             Error::new(Kind::Config, error.to_string()).remedy("correct the connection URL")

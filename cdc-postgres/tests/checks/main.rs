@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cdc_core::engine::JobNames;
 use cdc_core::{Engine, Site};
-use cdc_postgres::site::PgEngine;
+use cdc_postgres::PgEngine;
 
 /// The oldest and the newest server.
 const MAJORS: [u16; 2] = [12, 18];

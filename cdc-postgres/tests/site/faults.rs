@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cdc_core::seed::{BulkFormat, BulkLoader, TablePart};
 use cdc_core::{Action, Engine, Error, Kind, Site};
-use cdc_postgres::site::PgEngine;
+use cdc_postgres::PgEngine;
 use testbed::proxy::Proxy;
 use testbed::{Gate, PgCluster};
 

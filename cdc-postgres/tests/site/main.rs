@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cdc_core::engine::{Fence, JobNames};
 use cdc_core::{Engine, Site, TableName, TableSelection};
-use cdc_postgres::site::PgEngine;
+use cdc_postgres::PgEngine;
 use testbed::PgCluster;
 
 /// A cluster of a major version with one empty database, `db`.

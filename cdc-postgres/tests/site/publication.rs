@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cdc_core::{Action, Engine, Kind, TableSelection};
-use cdc_postgres::site::PgEngine;
+use cdc_postgres::PgEngine;
 
 use crate::{all_tables, cluster, names, site, table};
 
