@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use rkyv::rancor;
 use rkyv::util::Align;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Action, Error, Kind, Result};
 
 /// Bytes after which a segment is written.
 const SEGMENT_BYTES: usize = 256 << 10;
@@ -68,7 +68,8 @@ impl Spill<File> {
         match tempfile::tempfile_in(&folder) {
             Ok(file) => Ok(Self::over(file)),
             Err(error) => Err(local("a file to set changes aside in cannot be made", error)
-                .object(folder.display().to_string())),
+                .object(folder.display().to_string())
+                .remedy("set TMPDIR to a folder in which this user may make files")),
         }
     }
 }
@@ -76,7 +77,8 @@ impl Spill<File> {
 fn folder() -> PathBuf {
     let lasting = PathBuf::from("/var/tmp");
     match std::env::var_os("TMPDIR") {
-        None if lasting.is_dir() => lasting,
+        Some(folder) if !folder.is_empty() => folder.into(),
+        _ if lasting.is_dir() => lasting,
         _ => std::env::temp_dir(),
     }
 }
@@ -146,12 +148,7 @@ impl<F: Read + Write + Seek> Spill<F> {
         sought
             .and_then(|_| self.file.write_all(&header))
             .and_then(|()| self.file.write_all(&self.open))
-            .map_err(|error| {
-                local("changes cannot be set aside", error).remedy(
-                    "free space where temporary files are kept, or set TMPDIR to a folder with more; \
-                     the next run goes on from the last commit",
-                )
-            })?;
+            .map_err(not_written)?;
         self.begin += segment.length;
         self.segments.push(segment);
         self.open.clear();
@@ -186,7 +183,7 @@ impl<F: Read + Seek> SpillReader<F> {
     /// Appends the next records to `out`; `false` when there are no more.
     ///
     /// # Errors
-    /// [`Kind::Data`] when the file does not have what was written to it.
+    /// [`Kind::Local`] when the file does not have what was written to it.
     pub fn next(&mut self, out: &mut Vec<u8>) -> Result<bool> {
         if let Some((number, segment)) = self.segments.next() {
             read(&mut self.file, segment, number as u64, out)?;
@@ -226,12 +223,26 @@ fn read<F: Read + Seek>(file: &mut F, segment: Segment, number: u64, out: &mut V
     }
     out.truncate(begin);
     Err(Error::new(
-        Kind::Data,
+        Kind::Local,
         format!("segment {number} of what was set aside is not as it was written"),
     )
-    .remedy("nothing of it was applied: run again, with TMPDIR on a sound disk"))
+    .remedy("nothing of it is committed on the target: run again, with TMPDIR on a sound disk"))
 }
 
+/// A full disk may have room again: the stream waits for it.
+#[cold]
+fn not_written(error: std::io::Error) -> Error {
+    let may_pass = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let error = local("changes cannot be set aside", error)
+        .remedy("free space where temporary files are kept, or set TMPDIR to a folder with more");
+    if may_pass {
+        error.action(Action::Wait)
+    } else {
+        error
+    }
+}
+
+#[cold]
 fn local(what: &str, error: std::io::Error) -> Error {
     Error::new(Kind::Local, what).caused_by(error)
 }
@@ -347,7 +358,7 @@ mod tests {
             let file = Cursor::new(Vec::new());
             let mut spill = Spill::over(Lossy { file, kept: kept.into_iter().cycle() });
             match run(&mut spill, &steps) {
-                Err(error) => prop_assert!(loses && error.kind() == Kind::Data),
+                Err(error) => prop_assert!(loses && error.kind() == Kind::Local),
                 Ok(model) => {
                     let (out, ended) = drain(spill);
                     prop_assert!(model.starts_with(&out));

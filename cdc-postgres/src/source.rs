@@ -1,10 +1,11 @@
 //! The source: one walsender connection that reads a slot.
 
 mod history;
+mod rolled_back;
 mod streamed;
 mod tail;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::JobNames;
@@ -12,6 +13,7 @@ use cdc_core::source::{Decoder, Source, StreamStart};
 use cdc_core::{
     Action, BoxFuture, Error, Kind, Position, RawChunk, Result, SourceIdentity, TableName, failpoint,
 };
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::types::Type;
 
@@ -21,6 +23,7 @@ use crate::error_map::position_lsn;
 use crate::lsn::Lsn;
 use crate::pgoutput::{PgDecoder, ProtocolVersion};
 use crate::session::{connect, during};
+use crate::sink::origin;
 use crate::slot_state::{SEED_AGAIN, SlotState};
 use crate::walsender::{
     Frame, PgoutputOptions, Streaming, WalSender, WalSenderOptions, parse_frame, split_frames,
@@ -60,6 +63,8 @@ pub struct PgSource {
     sender: Option<WalSender>,
     /// large transactions that are still running, where the server sends them
     streamed: Option<Streamed>,
+    /// the question which subtransactions of one of them were rolled back
+    asking: Option<JoinHandle<Result<HashSet<u32>>>>,
     /// the newest position seen in a frame
     received: Lsn,
     /// the newest position durable on the target
@@ -96,6 +101,7 @@ impl PgSource {
             options: WalSenderOptions::default(),
             sender: None,
             streamed: None,
+            asking: None,
             received: Lsn::ZERO,
             durable: Lsn::ZERO,
             heard: false,
@@ -137,8 +143,8 @@ impl PgSource {
         let mut options = PgoutputOptions::new(vec![self.slot.clone()]);
         options.proto_version = version.number();
         options.messages = sender.server_version().has(Feature::PgoutputMessages);
-        self.streamed = None;
-        if sender.server_version().has(Feature::PgoutputStreaming) {
+        (self.streamed, self.asking) = (None, None);
+        if sender.server_version().has(Feature::PgoutputStreaming) && !self.has_origins().await? {
             options.proto_version = STREAMING_VERSION;
             options.streaming = Streaming::On;
             self.streamed = Some(Streamed::default());
@@ -181,6 +187,13 @@ impl PgSource {
         Ok(named
             .filter(|(_, table)| start.selection.selects(table) && !start.aside.contains(table))
             .collect())
+    }
+
+    /// Whether jobs of cdc-sync apply changes to this server. They are known by their origin, which the server does not
+    /// tell of a streamed transaction whose first change is one of its catalogs' (`ReorderBufferProcessTXN`).
+    async fn has_origins(&self) -> Result<bool> {
+        let client = connect(&self.config, &[]).await?;
+        origin::exists(&client).await
     }
 
     async fn free_slot(&self, sender: &mut WalSender) -> Result<SlotState> {
@@ -350,6 +363,15 @@ impl Source for PgSource {
             let begin = chunk.bytes.len();
             if let Some(streamed) = self.streamed.as_mut().filter(|streamed| streamed.has_more()) {
                 self.heard = true;
+                if let Some(doubtful) = streamed.doubtful() {
+                    // A task of its own: this call may be given up before there is an answer.
+                    let asking = self.asking.get_or_insert_with(|| {
+                        tokio::spawn(rolled_back::among(self.config.clone(), doubtful.to_vec()))
+                    });
+                    let answer = asking.await;
+                    self.asking = None;
+                    streamed.settle(answer.map_err(|_| not_open())??);
+                }
                 chunk.received = Some(Instant::now());
                 return streamed.fill(&mut chunk.bytes);
             }

@@ -48,6 +48,8 @@ pub struct WalSender {
     max_frame_bytes: usize,
     /// The connection is in copy-both mode.
     streaming: bool,
+    /// Transactions that still run come in blocks.
+    in_blocks: bool,
     /// Why the stream has ended.
     ended: Option<PgError>,
 }
@@ -78,6 +80,7 @@ impl WalSender {
             connection,
             max_frame_bytes,
             streaming: false,
+            in_blocks: false,
             ended: None,
         }
     }

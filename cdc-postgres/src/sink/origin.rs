@@ -13,6 +13,7 @@ use cdc_core::{Action, Error, Kind, Result};
 use tokio_postgres::Client;
 
 use crate::error::{PgError, SqlState};
+use crate::session::during;
 use crate::wire::Connection;
 use crate::wire::session::literal;
 
@@ -79,6 +80,16 @@ pub(crate) fn of_job(stream: &str) -> String {
                '{PREFIX}' || d.oid || '{REPAIR}') AND split_part(o.roname, '/', 3) = {}",
         literal(stream)
     )
+}
+
+/// Whether any job applies changes to the current database under an origin.
+pub(crate) async fn exists(client: &Client) -> Result<bool> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_replication_origin o JOIN pg_database d ON d.datname = current_database() \
+         WHERE starts_with(o.roname, '{PREFIX}' || d.oid))"
+    );
+    let row = client.query_typed_one(&sql, &[]).await;
+    Ok(row.map_err(during("looking for replication origins"))?.get(0))
 }
 
 /// Marks what the session commits with the origin of `stream`, where the role may use origins: without that right

@@ -6,9 +6,12 @@
 //! out as the transaction that version 1 would have sent then. Decoder, positions and accounting know of version 1 alone.
 //!
 //! What a subtransaction takes with it when it is rolled back is everything since its first change: they are nested, and
-//! what follows the rollback comes after its message (protocol manual, "Streaming Replication Message Formats").
+//! what follows the rollback comes after its message (protocol manual, "Streaming Replication Message Formats"). But that
+//! message may fail to come: the server sends it only for subtransactions of which it had something in memory when it
+//! streamed (`ReorderBufferAbort`, `RBTXN_IS_STREAMED`), which is not so after it had written more than 4096 changes to
+//! disk. So the changes of subtransactions keep their id until the commit, when the server is asked which were rolled back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cdc_core::spill::{Spill, SpillReader};
 use cdc_core::{Error, Kind, Result};
@@ -19,6 +22,8 @@ use crate::walsender::{Frame, parse_frame, split_frames};
 
 /// Bytes of XLogData before the plugin's message.
 const HEADER_BYTES: usize = 25;
+/// In what is set aside, the first byte of a frame that has the id of its subtransaction before the message.
+const MARK: u8 = b's';
 
 /// Frames of version 2 in, frames of version 1 out.
 #[derive(Debug, Default)]
@@ -32,9 +37,11 @@ pub(super) struct Streamed {
     aside: HashMap<u32, Aside>,
     /// a transaction that has committed and is being handed out
     replay: Option<Replay>,
-    /// tables as the server takes them for known outside of streamed transactions
-    known: Announced,
-    /// numbers them in the order of their arrival
+    /// Type messages that belong to the next Relation message
+    types: Vec<u8>,
+    /// tables as they were last announced, outside of blocks or in a transaction that has committed
+    known: HashMap<u32, Announcement>,
+    /// numbers announcements in the order of their arrival
     arrived: u64,
 }
 
@@ -46,30 +53,28 @@ struct Aside {
     began: Vec<(u32, u64)>,
     /// their places in `began`
     places: HashMap<u32, usize>,
-    announced: Announced,
-    /// tables that were announced in what was rolled back: the server does not do it again for this transaction
-    unannounced: HashMap<u32, Vec<u8>>,
+    /// Type messages that belong to the next Relation message
+    types: Vec<u8>,
+    /// tables as they were announced in its blocks, in order
+    announced: Vec<Announcement>,
 }
 
 /// A transaction that is being handed out.
 #[derive(Debug)]
 struct Replay {
     frames: SpillReader,
-    /// what follows them: its commit
+    /// its subtransactions
+    subtransactions: Vec<u32>,
+    /// those of them that were rolled back, once the server has told
+    rolled_back: Option<HashSet<u32>>,
+    /// what follows the frames: its commit
     end: Vec<u8>,
-}
-
-/// The newest announcement of each table.
-#[derive(Debug, Default)]
-struct Announced {
-    /// Type messages that belong to the next Relation message
-    types: Vec<u8>,
-    tables: HashMap<u32, Announcement>,
 }
 
 /// A Relation message with the Type messages before it.
 #[derive(Debug)]
 struct Announcement {
+    table: u32,
     number: u64,
     frames: Vec<u8>,
     /// where it is in what was set aside
@@ -80,6 +85,22 @@ impl Streamed {
     /// Whether there is something to hand out before more is read.
     pub(super) fn has_more(&self) -> bool {
         self.replay.is_some() || self.at < self.read.len()
+    }
+
+    /// The subtransactions of which the server must say whether they were rolled back, before there is more.
+    pub(super) fn doubtful(&self) -> Option<&[u32]> {
+        let replay = self.replay.as_ref()?;
+        replay
+            .rolled_back
+            .is_none()
+            .then_some(replay.subtransactions.as_slice())
+    }
+
+    /// Takes the server's answer: those that were rolled back.
+    pub(super) fn settle(&mut self, rolled_back: HashSet<u32>) {
+        if let Some(replay) = &mut self.replay {
+            replay.rolled_back = Some(rolled_back);
+        }
     }
 
     /// Looks at the frames of `chunk` from `begin` on, and takes those that are not to be decoded as they are.
@@ -101,7 +122,15 @@ impl Streamed {
     pub(super) fn fill(&mut self, chunk: &mut Vec<u8>) -> Result<()> {
         while chunk.len() < CHUNK_BYTES {
             if let Some(replay) = &mut self.replay {
-                if !replay.frames.next(chunk)? {
+                let Some(rolled_back) = &replay.rolled_back else {
+                    break;
+                };
+                let begin = chunk.len();
+                let more = replay.frames.next(chunk)?;
+                if !replay.subtransactions.is_empty() {
+                    unmark(chunk, begin, rolled_back)?;
+                }
+                if !more {
                     chunk.append(&mut replay.end);
                     self.replay = None;
                 }
@@ -152,7 +181,9 @@ impl Streamed {
                 self.note(payload, data)
             }
             (Some(_), [b'E', ..]) => {
-                self.block = None;
+                // A block may end between a type and the table that it belongs to, when its transaction is being rolled back.
+                let aside = self.block.take().and_then(|top| self.aside.get_mut(&top));
+                aside.into_iter().for_each(|aside| aside.types.clear());
                 Ok(())
             }
             (Some(top), _) => self.set_aside(top, payload, data),
@@ -164,11 +195,20 @@ impl Streamed {
     #[inline]
     fn note(&mut self, payload: &[u8], data: &[u8]) -> Result<()> {
         match data {
-            [b'Y', ..] => push(&mut self.known.types, &[payload]),
+            [b'Y', ..] => push(&mut self.types, &[payload]),
             [b'R', fields @ ..] => {
                 self.arrived += 1;
-                let (table, _) = take_u32(fields)?;
-                self.known.announce(table, self.arrived, 0, &[payload]);
+                let (table, number) = (take_u32(fields)?.0, self.arrived);
+                let mut frames = std::mem::take(&mut self.types);
+                push(&mut frames, &[payload]);
+                let at = 0;
+                let announcement = Announcement {
+                    table,
+                    number,
+                    frames,
+                    at,
+                };
+                self.known.insert(table, announcement);
             }
             _ => {}
         }
@@ -205,23 +245,21 @@ impl Streamed {
         }
         let parts = [header, &[*tag], rest];
         match tag {
-            b'Y' => push(&mut aside.announced.types, &parts),
+            b'Y' => push(&mut aside.types, &parts),
             b'R' => {
                 self.arrived += 1;
-                let (table, _) = take_u32(rest)?;
-                aside.unannounced.remove(&table);
+                let (table, number) = (take_u32(rest)?.0, self.arrived);
+                let mut frames = std::mem::take(&mut aside.types);
+                push(&mut frames, &parts);
                 let at = aside.frames.length();
-                aside.announced.announce(table, self.arrived, at, &parts);
+                aside.announced.push(Announcement {
+                    table,
+                    number,
+                    frames,
+                    at,
+                });
             }
-            b'I' | b'U' | b'D' => aside.announce_again(take_u32(rest)?.0)?,
-            // number of tables, options, tables
-            b'T' => {
-                let (tables, _) = rest.get(5..).unwrap_or_default().as_chunks();
-                for table in tables {
-                    aside.announce_again(u32::from_be_bytes(*table))?;
-                }
-            }
-            b'M' => {}
+            b'I' | b'U' | b'D' | b'T' | b'M' => {}
             tag => {
                 return Err(protocol(format!(
                     "message '{}' within a block of transaction {top}",
@@ -230,7 +268,20 @@ impl Streamed {
             }
         }
         let [header, tag, rest] = parts;
-        aside.frames.add(&[&length_of(&parts), header, tag, rest])
+        // What is announced stays announced for the server, whatever becomes of the subtransaction.
+        if xid == top || matches!(tag, [b'R' | b'Y']) {
+            return aside.frames.add(&[&length_of(&parts), header, tag, rest]);
+        }
+        let marked = [
+            &[MARK],
+            header.get(1..).unwrap_or_default(),
+            &xid.to_be_bytes(),
+            tag,
+            rest,
+        ];
+        let length = length_of(&marked);
+        let [mark, header, xid, tag, rest] = marked;
+        aside.frames.add(&[&length, mark, header, xid, tag, rest])
     }
 
     /// The end of a transaction, or of one of its subtransactions, that is rolled back.
@@ -261,21 +312,18 @@ impl Streamed {
         push(chunk, &[header, b"B", lsn, time, &xid.to_be_bytes()]);
         let mut end = Vec::new();
         push(&mut end, &[header, b"C", commit]);
-        for (table, announcement) in aside.announced.tables {
-            match self.known.tables.get(&table) {
+        for announcement in aside.announced {
+            match self.known.get(&announcement.table) {
                 // With the transaction an older one comes again; the server goes on with the newer.
                 Some(known) if known.number > announcement.number => end.extend_from_slice(&known.frames),
-                _ => {
-                    // From its commit on, the server takes the table for known.
-                    if aside.unannounced.contains_key(&table) {
-                        end.extend_from_slice(&announcement.frames);
-                    }
-                    self.known.tables.insert(table, announcement);
-                }
+                _ => drop(self.known.insert(announcement.table, announcement)),
             }
         }
+        let subtransactions: Vec<u32> = aside.began.into_iter().map(|(xid, _)| xid).collect();
         self.replay = Some(Replay {
             frames: aside.frames.into_reader(),
+            rolled_back: subtransactions.is_empty().then(HashSet::new),
+            subtransactions,
             end,
         });
         Ok(())
@@ -288,8 +336,8 @@ impl Aside {
             frames: Spill::create()?,
             began: Vec::new(),
             places: HashMap::new(),
-            announced: Announced::default(),
-            unannounced: HashMap::new(),
+            types: Vec::new(),
+            announced: Vec::new(),
         })
     }
 
@@ -299,20 +347,6 @@ impl Aside {
         }
         self.places.insert(xid, self.began.len());
         self.began.push((xid, self.frames.length()));
-    }
-
-    /// Announces a table whose announcement was rolled back.
-    fn announce_again(&mut self, table: u32) -> Result<()> {
-        if self.unannounced.is_empty() {
-            return Ok(());
-        }
-        let Some(frames) = self.unannounced.remove(&table) else {
-            return Ok(());
-        };
-        if let Some(announcement) = self.announced.tables.get_mut(&table) {
-            announcement.at = self.frames.length();
-        }
-        self.frames.add(&[&frames])
     }
 
     fn roll_back(&mut self, xid: u32) -> Result<()> {
@@ -326,21 +360,29 @@ impl Aside {
         for (gone, _) in self.began.drain(place..) {
             self.places.remove(&gone);
         }
-        for (table, announcement) in &self.announced.tables {
-            if announcement.at >= at {
-                self.unannounced.insert(*table, announcement.frames.clone());
-            }
-        }
+        // The server announces every table again that the transaction goes on with (`pgoutput_stream_abort`).
+        self.announced.retain(|announcement| announcement.at < at);
+        self.types.clear();
         self.frames.cut(at)
     }
 }
 
-impl Announced {
-    fn announce(&mut self, table: u32, number: u64, at: u64, parts: &[&[u8]]) {
-        let mut frames = std::mem::take(&mut self.types);
-        push(&mut frames, parts);
-        self.tables.insert(table, Announcement { number, frames, at });
+/// Takes the marks from the frames of `chunk` from `begin` on, and leaves out those of these subtransactions.
+fn unmark(chunk: &mut Vec<u8>, begin: usize, rolled_back: &HashSet<u32>) -> Result<()> {
+    let marked = chunk.split_off(begin);
+    for payload in split_frames(&marked) {
+        let payload = payload?;
+        let Some((&[MARK], rest)) = payload.split_first_chunk() else {
+            push(chunk, &[payload]);
+            continue;
+        };
+        let (header, rest) = rest.split_at_checked(HEADER_BYTES - 1).ok_or_else(short)?;
+        let (xid, message) = take_u32(rest)?;
+        if !rolled_back.contains(&xid) {
+            push(chunk, &[b"w", header, message]);
+        }
     }
+    Ok(())
 }
 
 /// Appends a frame: its length, then its parts.

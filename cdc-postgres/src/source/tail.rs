@@ -45,6 +45,7 @@ pub(crate) async fn tail(
         options: super::WalSenderOptions::default(),
         sender: None,
         streamed: None,
+        asking: None,
         received: Lsn::ZERO,
         durable: Lsn::ZERO,
         heard: false,

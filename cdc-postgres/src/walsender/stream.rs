@@ -10,7 +10,7 @@ use postgres_protocol::message::frontend;
 
 use super::WalSender;
 use super::frame::{self, Frame, parse_frame};
-use super::options::PgoutputOptions;
+use super::options::{PgoutputOptions, Streaming};
 use super::slot::slot_name;
 use crate::error::{PgError, SqlState};
 use crate::lsn::Lsn;
@@ -19,8 +19,9 @@ use crate::wire::channel::Incoming;
 /// Status updates that may wait to be written. A server that takes none for so long is stuck, and more would not help.
 const MAX_UNSENT: usize = 4096;
 
-/// Bytes of a too large frame that are looked at to say what it is: its own header, the message's type, the relation.
-const PREFIX: usize = 25 + 5;
+/// Bytes of a too large frame that are looked at to say what it is: its own header, the message's type, the transaction (in
+/// a block), the relation.
+const PREFIX: usize = 25 + 9;
 
 impl WalSender {
     /// Starts the stream of a slot at `from`, or at the slot's confirmed position if that is later: the server moves
@@ -37,6 +38,7 @@ impl WalSender {
         if self.streaming {
             return Err(PgError::usage("the connection is streaming already"));
         }
+        let in_blocks = options.streaming == Streaming::On;
         let options = options.to_sql(self.server_version())?;
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} {options}",
@@ -55,6 +57,7 @@ impl WalSender {
             {
                 Incoming::CopyBoth => {
                     self.streaming = true;
+                    self.in_blocks = in_blocks;
                     return Ok(());
                 }
                 Incoming::Known(Message::ErrorResponse(body)) => {
@@ -157,6 +160,7 @@ impl WalSender {
                     length,
                     self.max_frame_bytes,
                     channel.incoming.get(5..).unwrap_or_default(),
+                    self.in_blocks,
                 ));
             }
             if *frames > 0 && into.len() - begin + 4 + length > max_bytes {
@@ -285,7 +289,7 @@ fn changes_are_left_out(notice: &PgError) -> bool {
 }
 
 /// The error for a frame above the limit, with what its first bytes tell.
-fn too_large(length: usize, limit: usize, prefix: &[u8]) -> PgError {
+fn too_large(length: usize, limit: usize, prefix: &[u8], in_block: bool) -> PgError {
     let error = PgError::limit(format!(
         "the server sent a replication frame of {length} bytes; the limit is {limit} bytes"
     ))
@@ -293,10 +297,14 @@ fn too_large(length: usize, limit: usize, prefix: &[u8]) -> PgError {
     match parse_frame(prefix) {
         Ok(Frame::XLogData {
             start,
-            data: [kind @ (b'I' | b'U' | b'D'), a, b, c, d, ..],
+            data: [kind @ (b'I' | b'U' | b'D'), ids @ ..],
             ..
         }) => {
-            let relation = u32::from_be_bytes([*a, *b, *c, *d]);
+            // A row of that size comes in a block where there are blocks: behind its transaction's id.
+            let (ids, _) = ids.as_chunks();
+            let relation = ids
+                .get(usize::from(in_block))
+                .map_or(0, |id| u32::from_be_bytes(*id));
             let kind = char::from(*kind);
             error.with_detail(format!(
                 "at LSN {start}, message type {kind:?}, relation with OID {relation}"

@@ -22,8 +22,10 @@ enum Step {
     Savepoint {
         txn: u8,
     },
+    /// and whether the server tells
     RollBackTo {
         txn: u8,
+        told: bool,
     },
     Release {
         txn: u8,
@@ -51,7 +53,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => (txn.clone(), prop::collection::vec(table.clone(), 0..4))
             .prop_map(|(txn, tables)| Step::Block { txn, tables }),
         2 => txn.clone().prop_map(|txn| Step::Savepoint { txn }),
-        2 => txn.clone().prop_map(|txn| Step::RollBackTo { txn }),
+        2 => (txn.clone(), prop::bool::weighted(0.7)).prop_map(|(txn, told)| Step::RollBackTo { txn, told }),
         1 => txn.clone().prop_map(|txn| Step::Release { txn }),
         2 => txn.clone().prop_map(|txn| Step::Commit { txn }),
         1 => txn.prop_map(|txn| Step::RollBack { txn }),
@@ -94,6 +96,7 @@ struct Server {
     announced: HashSet<u32>,
     lsn: u64,
     xids: u32,
+    rolled_back: HashSet<u32>,
     /// begin, rows, commit of what is to come out
     wanted: Vec<Vec<u8>>,
 }
@@ -170,13 +173,14 @@ impl Server {
                     parent.released.push(level.xid);
                 }
             }
-            Step::RollBackTo { txn } => {
+            Step::RollBackTo { txn, told } => {
                 let running = self.running(*txn);
                 if running.levels.len() > 1 {
                     let level = running.levels.pop().unwrap();
                     running.rows.truncate(level.began);
                     let (top, streamed) = (running.levels[0].xid, running.streamed);
-                    self.abort(top, streamed, level);
+                    self.rolled_back.extend(level.released.iter().chain([&level.xid]));
+                    self.abort(top, streamed && *told, level);
                 }
             }
             Step::RollBack { txn } => {
@@ -239,6 +243,12 @@ impl Server {
 
     fn abort(&mut self, top: u32, streamed: bool, level: Level) {
         if streamed {
+            // From then on the server takes nothing for announced in this transaction.
+            let of_top = self
+                .running
+                .values_mut()
+                .find(|running| running.levels[0].xid == top);
+            of_top.into_iter().for_each(|running| running.announced.clear());
             for xid in level.released.into_iter().chain([level.xid]) {
                 let abort = [&b"A"[..], &top.to_be_bytes(), &xid.to_be_bytes()].concat();
                 self.send(&abort);
@@ -296,12 +306,17 @@ impl Server {
 }
 
 /// The messages that come out, and how many keepalives.
-fn sifted(chunks: Vec<Vec<u8>>) -> (Vec<Vec<u8>>, usize) {
+fn sifted(chunks: Vec<Vec<u8>>, rolled_back: &HashSet<u32>) -> (Vec<Vec<u8>>, usize) {
     let (mut streamed, mut out) = (Streamed::default(), Vec::new());
     for mut chunk in chunks {
         streamed.sift(&mut chunk, 0).unwrap();
         out.extend(chunk);
         while streamed.has_more() {
+            if let Some(doubtful) = streamed.doubtful() {
+                let found = doubtful.iter().filter(|xid| rolled_back.contains(xid));
+                let found = found.copied().collect();
+                streamed.settle(found);
+            }
             let mut chunk = Vec::new();
             streamed.fill(&mut chunk).unwrap();
             out.extend(chunk);
@@ -331,7 +346,7 @@ proptest! {
         steps.iter().for_each(|step| server.step(step));
         let cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut < server.frames.ends.len()).collect();
         let chunks = server.frames.cut(&cuts).into_iter().map(|chunk| chunk.bytes).collect();
-        let (messages, keepalives) = sifted(chunks);
+        let (messages, keepalives) = sifted(chunks, &server.rolled_back);
         let sent = steps.iter().filter(|step| matches!(step, Step::Keepalive)).count();
         prop_assert_eq!(keepalives, sent);
         let (announcements, changes): (Vec<_>, Vec<_>) =
@@ -368,6 +383,7 @@ proptest! {
         let mut chunk = frames.bytes;
         let mut ended = streamed.sift(&mut chunk, 0);
         while ended.is_ok() && streamed.has_more() {
+            streamed.settle(HashSet::new());
             chunk.clear();
             ended = streamed.fill(&mut chunk);
         }
