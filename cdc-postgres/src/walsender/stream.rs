@@ -19,9 +19,10 @@ use crate::wire::channel::Incoming;
 /// Status updates that may wait to be written. A server that takes none for so long is stuck, and more would not help.
 const MAX_UNSENT: usize = 4096;
 
-/// Bytes of a too large frame that are looked at to say what it is: its own header, the message's type, the transaction (in
-/// a block), the relation.
-const PREFIX: usize = 25 + 9;
+/// Bytes of a too large frame that are looked at to say what it is: its own header, the message's type, the relation.
+const PREFIX: usize = 25 + 5;
+/// In a block the transaction's id comes before the relation.
+const XID: usize = 4;
 
 impl WalSender {
     /// Starts the stream of a slot at `from`, or at the slot's confirmed position if that is later: the server moves
@@ -153,7 +154,7 @@ impl WalSender {
             }
             let length = total.saturating_sub(5);
             if length > self.max_frame_bytes {
-                if buffered < 5 + PREFIX {
+                if buffered < 5 + PREFIX + if self.in_blocks { XID } else { 0 } {
                     return Ok(false);
                 }
                 return Err(too_large(

@@ -100,8 +100,18 @@ async fn a_chunk_is_bounded_and_a_large_frame_comes_alone() {
 
 #[tokio::test]
 async fn a_frame_above_the_limit_is_named_and_not_read() {
+    for in_blocks in [false, true] {
+        names_what_is_too_large(in_blocks).await;
+    }
+}
+
+async fn names_what_is_too_large(in_blocks: bool) {
     let (mut server, mut walsender) = streaming(1000).await;
+    walsender.in_blocks = in_blocks;
     let mut insert = xlog_data(0x16_B374_D848, b"I");
+    if in_blocks {
+        insert.extend(700u32.to_be_bytes());
+    }
     insert.extend(16_384u32.to_be_bytes());
     let mut huge = vec![b'd'];
     huge.extend(500_000_000u32.to_be_bytes());
