@@ -17,8 +17,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// A read that is answered this fast hardly waited: the log flows.
 const FLOWING: Duration = Duration::from_micros(500);
 /// While the log flows, a read waits this long for more to come, and what has come moves on at once. Handing on the
-/// few kilobytes of each packet cost as much in thread switches as all other work together.
-const GATHER: Duration = Duration::from_millis(1);
+/// few kilobytes of each packet cost as much in thread switches as all other work together. Much longer would leave the
+/// socket full: rows in packets of their own take several times their size there, and the server that meets a full socket
+/// asks for answers after each row.
+const GATHER: Duration = Duration::from_micros(150);
 /// A chunk of this size is worth its thread switch.
 const GATHERED_BYTES: usize = 128 << 10;
 /// How often the budget is looked at while it is exhausted.
@@ -96,9 +98,9 @@ impl ReadStage {
                 runtime.block_on(async { tokio::time::timeout(TICK, source.read(&mut chunk)).await })
             {
                 read?;
+                // Also when the source has set aside all that it read.
+                flowing = chunk.bytes.len() < GATHERED_BYTES && asked.elapsed() < FLOWING;
             }
-            let is_small = (1..GATHERED_BYTES).contains(&chunk.bytes.len());
-            flowing = is_small && asked.elapsed() < FLOWING;
             self.confirm_if_due()?;
             if chunk.bytes.is_empty() {
                 if self
