@@ -164,7 +164,6 @@ impl PgSource {
         Ok(decoder)
     }
 
-    /// The state of the slot once nobody uses it.
     /// The published tables whose name is selected now, by their OID. Those that are set aside come and go.
     ///
     /// Asked on a connection of its own: what a walsender's caches hold of a table before it decodes is used for changes
@@ -196,6 +195,7 @@ impl PgSource {
         origin::exists(&client).await
     }
 
+    /// The state of the slot once nobody uses it.
     async fn free_slot(&self, sender: &mut WalSender) -> Result<SlotState> {
         let begun = Instant::now();
         let mut told_to_end = None;
