@@ -148,6 +148,7 @@ impl Stream {
                 peer: None,
             },
             sink: Box::new(move |_| Ok(Box::new(target.sink(STREAM, epoch)) as Box<dyn Sink>)),
+            lane: None,
             checkpoint,
             catalog: Arc::clone(&self.catalog),
             config: PipelineConfig {

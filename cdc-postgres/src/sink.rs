@@ -24,6 +24,7 @@ mod tables;
 mod values;
 
 pub(crate) use origin::CameFrom;
+use origin::Place;
 pub(crate) use session::{SessionRole, replica_role};
 
 use std::sync::Arc;
@@ -85,6 +86,8 @@ pub(crate) struct PgSink {
     config: Config,
     stream: String,
     epoch: String,
+    /// which of the job's origins it has
+    place: Place,
     connection: Option<Connection>,
     role: SessionRole,
     tables: Tables,
@@ -100,6 +103,7 @@ impl PgSink {
             config,
             stream: stream.to_owned(),
             epoch: epoch.to_string(),
+            place: Place::Stream,
             connection: None,
             role: SessionRole::Origin,
             tables: Tables::new(&Arc::from(stream)),
@@ -109,12 +113,19 @@ impl PgSink {
         }
     }
 
+    /// Makes it the one that applies ahead of the stream.
+    pub(crate) fn ahead(mut self) -> Self {
+        self.place = Place::Lane;
+        self
+    }
+
     async fn begin_transaction(&mut self) -> Result<()> {
         if self.progress != Progress::None {
             return Err(Error::bug("a target transaction is begun while one is open"));
         }
         if self.connection.is_none() {
-            let (connection, role) = session::open(&self.config, &self.stream, &self.epoch).await?;
+            let (connection, role) =
+                session::open(&self.config, &self.stream, &self.epoch, self.place).await?;
             (self.connection, self.role) = (Some(connection), role);
             self.tables.forget();
         }

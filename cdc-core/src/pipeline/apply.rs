@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::runtime::Runtime;
 
+use super::ahead::Lane;
 use super::control::Control;
 use super::internal::{InternalRows, internal_rows};
 use super::plan::Work;
@@ -19,7 +20,7 @@ use crate::batch::Batch;
 use crate::conflict::{Conflict, ConflictHandler, Policy};
 use crate::error::{Action, Error, Kind, Result};
 use crate::failpoint;
-use crate::model::Position;
+use crate::model::{ChangeCounts, Position, TxnRecord};
 use crate::plan::{ApplyPlan, PlanMode, PlannedTable, Planner, Step, TargetCatalog, TargetTable, TxnGroup};
 use crate::sink::{Applied, Checkpoint, CommitOutcome, Sink};
 use crate::source::PositionTracker;
@@ -28,6 +29,10 @@ use crate::source::PositionTracker;
 const IDLE_STORE: Duration = Duration::from_secs(10);
 /// How often a statement under way looks whether the time for stopping is over.
 const ABORT_TICK: Duration = Duration::from_millis(250);
+/// How long an operation of the sink lasts before the lane is taken for what is in its way.
+const BLOCKED: Duration = Duration::from_secs(3);
+/// How long the lane may take to give up what it has.
+const LANE_GIVES_UP: Duration = Duration::from_secs(5);
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -49,6 +54,8 @@ pub(super) struct ApplyStage {
     pub(super) open: Option<OpenTxn>,
     pub(super) idle: Option<Position>,
     pub(super) idle_stored: Instant,
+    /// what applies transactions before they have committed, where the source hands such out
+    pub(super) lane: Option<Lane>,
 }
 
 /// What the open target transaction will add to the checkpoint when it commits.
@@ -63,6 +70,10 @@ pub(super) struct OpenTxn {
 impl ApplyStage {
     pub(super) fn run(mut self) -> Result<()> {
         let ended = self.work_until_done();
+        if ended.is_err() && self.lane.as_ref().is_some_and(|lane| lane.signals.is_open()) {
+            // It may be what was in the way.
+            self.control.spare_lane();
+        }
         if self.open.take().is_some() {
             let Self { runtime, sink, .. } = &mut self;
             // The connection may be what failed; the server rolls back when it closes.
@@ -87,6 +98,9 @@ impl ApplyStage {
                 Ok(Work::Idle(position)) => self.idle = Some(position),
                 Ok(Work::Held(barrier)) => {
                     self.store_idle()?;
+                    if let Some(lane) = &self.lane {
+                        lane.signals.give_up(LANE_GIVES_UP);
+                    }
                     self.control
                         .gate
                         .answer(barrier, self.checkpoint.position.clone());
@@ -132,6 +146,11 @@ impl ApplyStage {
 
     fn apply(&mut self, mut plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {
         self.idle = None;
+        if let Some(txn) = plan.group.ahead() {
+            self.commit_ahead(txn)?;
+            self.recycle(plan.group);
+            return Ok(());
+        }
         let fresh = self.open.is_none();
         if fresh {
             self.begin()?;
@@ -155,14 +174,18 @@ impl ApplyStage {
         if at_boundary {
             self.commit()?;
         }
-        for mut piece in plan.group.pieces {
+        self.recycle(plan.group);
+        Ok(())
+    }
+
+    fn recycle(&self, group: TxnGroup) {
+        for mut piece in group.pieces {
             // One that reaches into the next group is handed back with that.
             if let Some(batch) = Arc::get_mut(&mut piece.batch) {
                 batch.clear();
                 let _ = self.recycled.try_send(piece.batch);
             }
         }
-        Ok(())
     }
 
     /// The error of a group that cannot be planned, once everything before its cause is applied.
@@ -192,13 +215,29 @@ impl ApplyStage {
             });
             plan.labels = labels.collect();
         }
+        let applied = self.send_plan(plan);
+        let Some(lane) = &self.lane else {
+            return applied;
+        };
+        match applied {
+            Err(error) if redo_in_order(&error) && lane.signals.is_open() => {
+                tracing::debug!(%error, "tried again without what is applied ahead");
+                lane.signals.give_up(LANE_GIVES_UP);
+                self.send_plan(plan)
+            }
+            applied => applied,
+        }
+    }
+
+    fn send_plan(&mut self, plan: &ApplyPlan) -> Result<Applied> {
         let Self {
             runtime,
             sink,
             control,
+            lane,
             ..
         } = self;
-        run(runtime, control, sink.apply(plan))
+        run(runtime, control, lane.as_ref(), sink.apply(plan))
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -206,9 +245,10 @@ impl ApplyStage {
             runtime,
             sink,
             control,
+            lane,
             ..
         } = self;
-        run(runtime, control, sink.begin())?;
+        run(runtime, control, lane.as_ref(), sink.begin())?;
         self.open = Some(OpenTxn {
             began: Instant::now(),
             checkpoint: self.checkpoint.clone(),
@@ -224,10 +264,8 @@ impl ApplyStage {
         let Some(open) = &mut self.open else {
             return Err(Error::bug("accounting outside a target transaction"));
         };
-        let before = open.checkpoint.changes;
         for piece in &plan.group.pieces {
             for txn in piece.batch.txns().get(piece.txns.clone()).unwrap_or_default() {
-                open.checkpoint.changes += txn.counts;
                 if txn.last {
                     self.tracker.fold(txn)?;
                     open.checkpoint.transactions += 1;
@@ -236,19 +274,7 @@ impl ApplyStage {
                 }
             }
         }
-        let changes = &mut open.checkpoint.changes;
-        changes.applied += plan
-            .applied
-            .saturating_sub(applied.superseded + applied.dead_lettered);
-        changes.superseded += applied.superseded;
-        changes.dead_lettered += applied.dead_lettered;
-        changes.coalesced += plan.coalesced;
-        if before.balanced() && !open.checkpoint.changes.balanced() {
-            return Err(Error::bug(format!(
-                "the accounting broke: {:?}",
-                open.checkpoint.changes
-            )));
-        }
+        open.checkpoint.changes += counted(plan, applied)?;
         open.rows += plan.applied;
         open.internal.beats.extend(internal.beats);
         open.internal.markers.extend(internal.markers);
@@ -265,21 +291,55 @@ impl ApplyStage {
             runtime,
             sink,
             control,
+            lane,
             ..
         } = self;
-        match run(runtime, control, sink.commit(&open.checkpoint))? {
-            CommitOutcome::Done => {}
-            CommitOutcome::Unknown => {
-                return Err(Error::new(
-                    Kind::Unreachable,
-                    "the answer to COMMIT was lost; the checkpoint will tell",
-                )
-                .action(Action::Reconnect)
-                .at(&open.checkpoint.position));
-            }
+        let outcome = run(runtime, control, lane.as_ref(), sink.commit(&open.checkpoint))?;
+        self.committed(outcome, open)
+    }
+
+    /// Has the lane commit a transaction that it has applied ahead of its commit.
+    fn commit_ahead(&mut self, txn: &TxnRecord) -> Result<()> {
+        let Some(lane) = self.lane.as_ref().filter(|_| self.open.is_none()) else {
+            return Err(Error::bug(
+                "a transaction comes as applied that nobody has applied",
+            ));
+        };
+        self.tracker.fold(txn)?;
+        let mut checkpoint = self.checkpoint.clone();
+        checkpoint.position = self.tracker.position();
+        checkpoint.groups += 1;
+        checkpoint.transactions += 1;
+        checkpoint.commit_time_micros = txn.commit_time_micros;
+        checkpoint.changes += txn.counts;
+        let committed = lane
+            .commit(checkpoint, &self.control)
+            .inspect_err(|_| self.control.spare_lane())?;
+        let open = OpenTxn {
+            began: committed.began,
+            checkpoint: committed.checkpoint,
+            commit_times: vec![txn.commit_time_micros],
+            rows: committed.sums.rows,
+            internal: committed.sums.internal,
+        };
+        self.committed(committed.outcome, open)
+    }
+
+    /// Notes what is committed.
+    fn committed(&mut self, outcome: CommitOutcome, open: OpenTxn) -> Result<()> {
+        if outcome == CommitOutcome::Unknown {
+            return Err(Error::new(
+                Kind::Unreachable,
+                "the answer to COMMIT was lost; the checkpoint will tell",
+            )
+            .action(Action::Reconnect)
+            .at(&open.checkpoint.position));
         }
         self.checkpoint = open.checkpoint.clone();
         self.durable.set(open.checkpoint.position.clone());
+        if let Some(lane) = &self.lane {
+            lane.signals.reach(open.checkpoint.position.clone());
+        }
         self.report(&open);
         open.internal
             .markers
@@ -473,15 +533,25 @@ impl ApplyStage {
             runtime,
             sink,
             control,
+            lane,
             ..
         } = self;
-        run(runtime, control, sink.rollback())
+        run(runtime, control, lane.as_ref(), sink.rollback())
     }
 }
 
 /// Runs one operation of the sink, giving up when the time for stopping is over: the dropped operation's
 /// transaction is rolled back with its connection.
-fn run<T>(runtime: &Runtime, control: &Control, mut operation: BoxFuture<'_, T>) -> Result<T> {
+///
+/// One that takes long may wait for rows that the lane has locked, where the target has constraints that the source has
+/// not: then the lane gives way.
+fn run<T>(
+    runtime: &Runtime,
+    control: &Control,
+    lane: Option<&Lane>,
+    mut operation: BoxFuture<'_, T>,
+) -> Result<T> {
+    let began = Instant::now();
     runtime.block_on(async {
         loop {
             match tokio::time::timeout(ABORT_TICK, &mut operation).await {
@@ -492,10 +562,35 @@ fn run<T>(runtime: &Runtime, control: &Control, mut operation: BoxFuture<'_, T>)
                         "the time for stopping is over; work in flight is rolled back",
                     ));
                 }
+                Err(_) if began.elapsed() >= BLOCKED => {
+                    if let Some(lane) = lane.filter(|lane| lane.signals.is_open()) {
+                        lane.signals.ask_to_give_up();
+                    }
+                }
                 Err(_) => {}
             }
         }
     })
+}
+
+/// What a plan that was applied adds to the accounting.
+pub(super) fn counted(plan: &ApplyPlan, applied: Applied) -> Result<ChangeCounts> {
+    let mut sum = ChangeCounts::default();
+    for piece in &plan.group.pieces {
+        for txn in piece.batch.txns().get(piece.txns.clone()).unwrap_or_default() {
+            sum += txn.counts;
+        }
+    }
+    sum.applied += plan
+        .applied
+        .saturating_sub(applied.superseded + applied.dead_lettered);
+    sum.superseded += applied.superseded;
+    sum.dead_lettered += applied.dead_lettered;
+    sum.coalesced += plan.coalesced;
+    if sum.balanced() {
+        return Ok(sum);
+    }
+    Err(Error::bug(format!("the accounting broke: {sum:?}")))
 }
 
 /// Whether a plan of net sets is worth trying again in order.

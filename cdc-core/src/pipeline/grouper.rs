@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::engine::Barrier;
 use crate::error::Result;
-use crate::model::{Position, TxnKind};
+use crate::model::Position;
 use crate::plan::{Piece, TxnGroup};
 use crate::source::PositionTracker;
 
@@ -38,7 +38,7 @@ pub(super) struct Grouper {
     bytes: usize,
     /// whether the newest transaction taken has not ended
     open: bool,
-    /// whether the group must not grow whatever its size (a net window stands alone)
+    /// whether the group must not grow whatever its size (it holds, or is followed by, what stands alone)
     sealed: bool,
     /// batches not taken yet, with the next transaction to take
     waiting: VecDeque<(Arc<Batch>, usize)>,
@@ -101,7 +101,7 @@ impl Grouper {
                     Some(Barrier::Hold) => true,
                     Some(Barrier::HoldAt(position)) => self.taken.is_after(txn, position)?,
                 };
-                let alone = txn.kind == TxnKind::NetWindow && !self.group.pieces.is_empty();
+                let alone = txn.kind.is_alone() && !(self.group.pieces.is_empty() && end == next);
                 if held || alone {
                     self.sealed |= alone;
                     break;
@@ -112,7 +112,7 @@ impl Grouper {
             if txn.last {
                 self.taken.fold(txn)?;
                 self.idle = None;
-                self.sealed |= txn.kind == TxnKind::NetWindow;
+                self.sealed |= txn.kind.is_alone();
             }
             end += 1;
         }

@@ -6,6 +6,9 @@
 //!       └── confirm(position) ◀──────── newest position durable on the target ◀─────────────┘
 //! ```
 //!
+//! Where the source hands out transactions that still run ([`crate::ahead`]), a fifth thread, the lane, applies one of them on
+//! a connection of its own; it commits when the apply thread comes to it.
+//!
 //! [`run_session`] runs one connection of a stream until it is told to stop or something fails; whoever calls
 //! it restarts it from the checkpoint. Invariants:
 //!
@@ -17,6 +20,7 @@
 //! - Back-pressure never silences us: the source thread confirms on a timer while its channel is full.
 //! - Each thread ends when its input or output is gone; the first error is the session's.
 
+mod ahead;
 mod apply;
 mod budget;
 mod control;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::bounded;
 use tokio::runtime::{Builder, Runtime};
 
+use super::ahead::LaneStage;
 use super::apply::ApplyStage;
 use super::budget::Budget;
 use super::control::Control;
@@ -15,6 +16,7 @@ use super::grouper::{GroupLimits, Grouper};
 use super::plan::PlanStage;
 use super::read::ReadStage;
 use super::stats::StreamStats;
+use crate::ahead;
 use crate::conflict::ConflictHandler;
 use crate::error::{Error, Kind, Result};
 use crate::model::Position;
@@ -61,6 +63,8 @@ pub struct Session {
     pub start: StreamStart,
     /// makes the sink
     pub sink: SinkMaker,
+    /// makes another one for what is applied ahead of its commit, where that is wanted
+    pub lane: Option<SinkMaker>,
     /// the checkpoint as read from the target
     pub checkpoint: Checkpoint,
     /// the target's tables
@@ -109,6 +113,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         mut source,
         start,
         sink,
+        lane,
         checkpoint,
         catalog,
         config,
@@ -125,6 +130,36 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let durable = Arc::new(Durable::default());
     durable.set(checkpoint.position.clone());
 
+    let limits = GroupLimits {
+        rows: config.group_rows,
+        bytes: config.group_bytes,
+    };
+    let lane = lane.filter(|_| !control.lane_is_spared());
+    let lane = lane.and_then(|sink| {
+        let (ahead, taken) = ahead::lane();
+        let decoders = source.hand_out(ahead)?;
+        Some((sink, decoders, taken))
+    });
+    let lane = lane.map(|(sink, decoders, taken)| {
+        let runtime = runtime()?;
+        let (lane, asked) = super::ahead::connect(checkpoint.position.clone());
+        let stage = LaneStage {
+            sink: sink(&runtime)?,
+            runtime,
+            planner: Planner::new(Arc::clone(&catalog)),
+            decoders,
+            tracker: decoder.tracker(),
+            limits,
+            taken,
+            asked,
+            control: Arc::clone(&control),
+            budget: Arc::clone(&budget),
+            stats: Arc::clone(&stats),
+        };
+        Ok::<_, Error>((lane, stage))
+    });
+    let (lane, lane_stage) = lane.transpose()?.unzip();
+
     let (chunk_tx, chunk_rx) = bounded(CHUNKS);
     let (emptied_tx, emptied_rx) = bounded(CHUNKS);
     let (batch_tx, batch_rx) = bounded(BATCHES);
@@ -133,10 +168,6 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let (free_tx, free_rx) = bounded(1);
     let (apply_ended_tx, apply_ended_rx) = bounded(0);
 
-    let limits = GroupLimits {
-        rows: config.group_rows,
-        bytes: config.group_bytes,
-    };
     let plan = PlanStage {
         grouper: Grouper::new(limits, decoder.tracker()),
         planner: Planner::new(Arc::clone(&catalog)),
@@ -162,6 +193,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         open: None,
         idle: None,
         idle_stored: Instant::now(),
+        lane,
     };
     let decode = DecodeStage {
         decoder,
@@ -192,9 +224,13 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let plan = spawn("cdc-plan", move || plan.run())?;
     let decode = spawn("cdc-decode", move || decode.run())?;
     let read = spawn("cdc-source", move || read.run())?;
+    let lane = lane_stage
+        .map(|lane| spawn("cdc-lane", move || lane.run()))
+        .transpose()?;
     // A thread whose neighbour failed ends quietly, so the order only decides between two real failures.
     let ends = [join(apply), join(plan), join(decode), join(read)];
-    ends.into_iter().collect::<Result<()>>()?;
+    let lane = lane.map_or(Ok(()), join);
+    ends.into_iter().chain([lane]).collect::<Result<()>>()?;
     Ok(SessionEnd {
         position: durable.get().1,
     })

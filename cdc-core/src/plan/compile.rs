@@ -122,7 +122,7 @@ fn is_window(group: &TxnGroup) -> Result<bool> {
     });
     let first = kinds.next();
     if kinds.any(|kind| Some(kind) != first) {
-        return Err(Error::bug("a group mixes log transactions with a net window"));
+        return Err(Error::bug("a group mixes kinds of transactions"));
     }
     Ok(first == Some(TxnKind::NetWindow))
 }

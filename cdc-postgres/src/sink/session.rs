@@ -3,7 +3,7 @@
 use cdc_core::Result;
 use tokio_postgres::Client;
 
-use super::origin;
+use super::origin::{self, Place};
 use crate::config::Config;
 use crate::error::PgError;
 use crate::session::{during, try_replica_role};
@@ -51,14 +51,19 @@ const FIXED: [(&str, &str); 5] = [
 ];
 
 /// Opens an applying session of `stream` under `epoch`, and tells its role.
-pub(super) async fn open(config: &Config, stream: &str, epoch: &str) -> Result<(Connection, SessionRole)> {
+pub(super) async fn open(
+    config: &Config,
+    stream: &str,
+    epoch: &str,
+    place: Place,
+) -> Result<(Connection, SessionRole)> {
     let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
     let role = if try_replica_role(&mut connection).await? {
         SessionRole::Replica
     } else {
         SessionRole::Origin
     };
-    origin::take(&mut connection, stream, epoch).await?;
+    origin::take(&mut connection, stream, epoch, place).await?;
     prepare_fixed(&mut connection).await?;
     Ok((connection, role))
 }
