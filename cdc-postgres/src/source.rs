@@ -31,7 +31,7 @@ use crate::walsender::{
 };
 use crate::wire::{Feature, silence};
 
-use streamed::Streamed;
+use streamed::{LaneDecoder, Streamed};
 pub(crate) use tail::tail;
 
 /// Bytes after which a read hands its frames on.
@@ -375,7 +375,8 @@ impl Source for PgSource {
     fn hand_out(&mut self, ahead: Ahead) -> Option<DecoderMaker> {
         let (streamed, fresh) = (self.streamed.as_mut()?, self.fresh.clone()?);
         streamed.hand_out(ahead, self.durable, self.seeded);
-        Some(Box::new(move || Box::new(fresh.clone())))
+        let decoder = LaneDecoder(fresh);
+        Some(Box::new(move || Box::new(decoder.clone())))
     }
 
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()> {
@@ -383,10 +384,6 @@ impl Source for PgSource {
             let begin = chunk.bytes.len();
             if let Some(streamed) = self.streamed.as_mut().filter(|streamed| streamed.has_more()) {
                 self.heard = true;
-                if let Some(lane) = streamed.asks_lane() {
-                    let ready = lane.is_ready().await;
-                    streamed.lane_answers(ready);
-                }
                 if let Some(doubtful) = streamed.doubtful() {
                     // A task of its own: this call may be given up before there is an answer.
                     let asking = self.asking.get_or_insert_with(|| {
@@ -395,6 +392,10 @@ impl Source for PgSource {
                     let answer = asking.await;
                     self.asking = None;
                     streamed.settle(answer.map_err(|_| not_open())??);
+                }
+                if let Some(lane) = streamed.asks_lane() {
+                    let ready = lane.is_ready().await;
+                    streamed.lane_answers(ready);
                 }
                 chunk.received = Some(Instant::now());
                 return streamed.fill(&mut chunk.bytes);

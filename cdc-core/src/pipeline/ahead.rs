@@ -235,7 +235,7 @@ impl LaneStage {
                         control,
                         ..
                     } = self;
-                    drive(runtime, control, &asked.signals, sink.begin())?;
+                    drive(runtime, || unwanted(control, &asked.signals), sink.begin())?;
                 }
                 self.apply_part(&mut part)?;
                 failpoint!("ahead.applied", error);
@@ -280,15 +280,7 @@ impl LaneStage {
     }
 
     fn expect_wanted(&self) -> Result<()> {
-        // Whoever holds the stream compares and repairs rows on the target: nothing may be in the way.
-        let is_held = self.control.gate.wanted().is_some();
-        if is_held || self.asked.signals.give_up.load(Ordering::SeqCst) {
-            return Err(given_up());
-        }
-        if self.control.expired() {
-            return Err(interrupted());
-        }
-        Ok(())
+        unwanted(&self.control, &self.asked.signals)
     }
 
     fn decode(&mut self, part: &mut Part) -> Result<()> {
@@ -337,7 +329,7 @@ impl LaneStage {
         let applied = if plan.is_empty() {
             Default::default()
         } else {
-            drive(runtime, control, &asked.signals, sink.apply(&plan))?
+            drive(runtime, || unwanted(control, &asked.signals), sink.apply(&plan))?
         };
         part.sums.changes += counted(&plan, applied)?;
         part.sums.rows += plan.applied;
@@ -381,7 +373,13 @@ impl LaneStage {
     fn commit(&mut self, mut checkpoint: Checkpoint, sums: Sums, began: Instant) -> Result<Committed> {
         checkpoint.changes += sums.changes;
         failpoint!("ahead.before-commit", error);
-        let outcome = self.runtime.block_on(self.sink.commit(&checkpoint))?;
+        let Self {
+            runtime,
+            sink,
+            control,
+            ..
+        } = self;
+        let outcome = drive(runtime, || is_late(control), sink.commit(&checkpoint))?;
         failpoint!("ahead.committed");
         Ok(Committed {
             outcome,
@@ -426,23 +424,33 @@ impl Part {
     }
 }
 
-/// Runs one operation of the sink until it is done or the transaction is to be given up.
-fn drive<T>(
-    runtime: &Runtime,
-    control: &Control,
-    signals: &Signals,
-    mut operation: BoxFuture<'_, T>,
-) -> Result<T> {
+/// Runs one operation of the sink until it is done, or `stop` is an error.
+fn drive<T>(runtime: &Runtime, stop: impl Fn() -> Result<()>, mut operation: BoxFuture<'_, T>) -> Result<T> {
     runtime.block_on(async {
         loop {
             match tokio::time::timeout(TICK, &mut operation).await {
                 Ok(done) => return done,
-                Err(_) if control.expired() => return Err(interrupted()),
-                Err(_) if signals.give_up.load(Ordering::SeqCst) => return Err(given_up()),
-                Err(_) => {}
+                Err(_) => stop()?,
             }
         }
     })
+}
+
+/// An error when what is applied is to be given up.
+fn unwanted(control: &Control, signals: &Signals) -> Result<()> {
+    // Whoever holds the stream compares and repairs rows on the target: nothing may be in the way.
+    let is_held = control.gate.wanted().is_some();
+    if is_held || signals.give_up.load(Ordering::SeqCst) {
+        return Err(given_up());
+    }
+    is_late(control)
+}
+
+fn is_late(control: &Control) -> Result<()> {
+    if control.expired() {
+        return Err(interrupted());
+    }
+    Ok(())
 }
 
 fn given_up() -> Error {

@@ -159,6 +159,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         Ok::<_, Error>((lane, stage))
     });
     let (lane, lane_stage) = lane.transpose()?.unzip();
+    let signals = lane.as_ref().map(|lane| Arc::clone(&lane.signals));
 
     let (chunk_tx, chunk_rx) = bounded(CHUNKS);
     let (emptied_tx, emptied_rx) = bounded(CHUNKS);
@@ -229,6 +230,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         .transpose()?;
     // A thread whose neighbour failed ends quietly, so the order only decides between two real failures.
     let ends = [join(apply), join(plan), join(decode), join(read)];
+    // It may wait for a lock while nobody waits for it.
+    signals.iter().for_each(|signals| signals.ask_to_give_up());
     let lane = lane.map_or(Ok(()), join);
     ends.into_iter().chain([lane]).collect::<Result<()>>()?;
     Ok(SessionEnd {

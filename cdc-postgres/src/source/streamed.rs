@@ -6,8 +6,8 @@
 //! out as the transaction that version 1 would have sent then. Decoder, positions and accounting know of version 1 alone.
 //!
 //! One such transaction at a time may go ahead ([`cdc_core::ahead`]): the lane is given its frames as they are set aside. If
-//! it has applied them all when the commit comes, that is handed out alone, as the version-2 message that it is. A transaction
-//! with subtransactions goes no further ahead than its first.
+//! it has applied them all when the commit comes, that is handed out alone, as the version-2 message that it is. Its
+//! subtransactions are applied as if they were kept; when one is rolled back after all, the lane gives the transaction up.
 //!
 //! What a subtransaction takes with it when it is rolled back is everything since its first change: they are nested, and
 //! what follows the rollback comes after its message (protocol manual, "Streaming Replication Message Formats"). But that
@@ -18,11 +18,13 @@
 use std::collections::{HashMap, HashSet};
 
 use cdc_core::ahead::{Ahead, SharedSpill};
-use cdc_core::{Error, Kind, Position, Result};
+use cdc_core::source::PositionTracker;
+use cdc_core::{Batch, Decoder, Error, Kind, Position, RawChunk, Result};
 
 use super::CHUNK_BYTES;
 use crate::error::PgError;
 use crate::lsn::Lsn;
+use crate::pgoutput::PgDecoder;
 use crate::walsender::{Frame, parse_frame, split_frames};
 
 /// Bytes of XLogData before the plugin's message.
@@ -88,8 +90,11 @@ struct Aside {
 /// A transaction that is being handed out.
 #[derive(Debug)]
 struct Replay {
+    xid: u32,
     /// whether the lane has it, and must be asked what became of it
     asks_lane: bool,
+    /// what was handed out before it ends here
+    after: Lsn,
     /// what precedes the frames: that it begins
     begin: Vec<u8>,
     frames: SharedSpill,
@@ -134,7 +139,10 @@ impl Streamed {
 
     /// The lane, when it must be asked whether a transaction is ready before there is more.
     pub(super) fn asks_lane(&mut self) -> Option<&mut Ahead> {
-        let asks = self.replay.as_ref().is_some_and(|replay| replay.asks_lane);
+        let asks = self
+            .replay
+            .as_ref()
+            .is_some_and(|replay| replay.asks_lane && replay.rolled_back.is_some());
         self.lane.as_mut().filter(|_| asks).map(|lane| &mut lane.ahead)
     }
 
@@ -153,7 +161,7 @@ impl Streamed {
 
     /// The subtransactions of which the server must say whether they were rolled back, before there is more.
     pub(super) fn doubtful(&self) -> Option<&[u32]> {
-        let replay = self.replay.as_ref().filter(|replay| !replay.asks_lane)?;
+        let replay = self.replay.as_ref()?;
         replay
             .rolled_back
             .is_none()
@@ -162,9 +170,19 @@ impl Streamed {
 
     /// Takes the server's answer: those that were rolled back.
     pub(super) fn settle(&mut self, rolled_back: HashSet<u32>) {
-        if let Some(replay) = &mut self.replay {
-            replay.rolled_back = Some(rolled_back);
+        let (Some(replay), lane) = (&mut self.replay, &mut self.lane) else {
+            return;
+        };
+        if let Some(lane) = lane.as_mut().filter(|_| replay.asks_lane) {
+            if rolled_back.is_empty() {
+                lane.end(replay.after);
+            } else {
+                lane.take_back(replay.xid);
+                replay.asks_lane = false;
+                self.next.append(&mut replay.begin);
+            }
         }
+        replay.rolled_back = Some(rolled_back);
     }
 
     /// Looks at the frames of `chunk` from `begin` on, and takes those that are not to be decoded as they are.
@@ -308,7 +326,7 @@ impl Streamed {
         Ok(())
     }
 
-    /// Tells the lane of segments that are complete; takes a transaction with subtransactions back from it.
+    /// Tells the lane of segments that are complete.
     #[inline]
     fn tell_lane(&mut self, top: u32) {
         let Some(lane) = self.lane.as_mut().filter(|lane| lane.current == Some(top)) else {
@@ -317,9 +335,6 @@ impl Streamed {
         let Some(aside) = self.aside.get_mut(&top) else {
             return;
         };
-        if !aside.began.is_empty() {
-            return lane.take_back(top);
-        }
         let segments = aside.frames.lock().segments();
         while aside.told < segments {
             aside.told += 1;
@@ -386,7 +401,11 @@ impl Streamed {
     fn roll_back(&mut self, fields: &[u8]) -> Result<()> {
         let (top, rest) = take_u32(fields)?;
         let (xid, _) = take_u32(rest)?;
-        if let Some(lane) = &mut self.lane {
+        let has_changes = self
+            .aside
+            .get(&top)
+            .is_some_and(|aside| top == xid || aside.places.contains_key(&xid));
+        if let Some(lane) = self.lane.as_mut().filter(|_| has_changes) {
             lane.take_back(top);
         }
         if top == xid {
@@ -424,28 +443,31 @@ impl Streamed {
                 }
             }
         }
-        let asks_lane = match &mut self.lane {
-            Some(lane) => {
-                let asks = lane.end(xid);
-                lane.committed = lane.committed.max(end_of(commit)?);
-                asks
-            }
-            None => false,
-        };
+        let subtransactions: Vec<u32> = aside.began.into_iter().map(|(xid, _)| xid).collect();
+        let (mut asks_lane, mut after) = (false, Lsn::ZERO);
+        if let Some(lane) = &mut self.lane {
+            (asks_lane, after) = (lane.current == Some(xid), lane.committed);
+            lane.committed = after.max(end_of(commit)?);
+        }
         if !asks_lane {
             chunk.append(&mut begin);
         }
-        let subtransactions: Vec<u32> = aside.began.into_iter().map(|(xid, _)| xid).collect();
+        let is_certain = subtransactions.is_empty();
         self.replay = Some(Replay {
+            xid,
             asks_lane,
+            after,
             begin,
             frames: aside.frames,
             segment: 0,
-            rolled_back: subtransactions.is_empty().then(HashSet::new),
+            rolled_back: None,
             subtransactions,
             end,
             alone,
         });
+        if is_certain {
+            self.settle(HashSet::new());
+        }
         Ok(())
     }
 }
@@ -481,14 +503,10 @@ impl Lane {
         }
     }
 
-    /// The transaction has committed: whether the lane has it, and is to be asked.
-    fn end(&mut self, xid: u32) -> bool {
-        if self.current != Some(xid) {
-            return false;
-        }
+    /// Its transaction has committed, after everything up to `after`.
+    fn end(&mut self, after: Lsn) {
         self.current = None;
-        self.ahead.end(position(self.committed));
-        true
+        self.ahead.end(position(after));
     }
 }
 
@@ -528,6 +546,24 @@ impl Aside {
         self.announced.retain(|announcement| announcement.at < at);
         self.types.clear();
         self.frames.lock().cut(at)
+    }
+}
+
+/// Decodes what the lane is given of a transaction: its subtransactions are taken for kept.
+#[derive(Clone, Debug)]
+pub(super) struct LaneDecoder(pub(super) PgDecoder);
+
+impl Decoder for LaneDecoder {
+    fn decode(&mut self, chunk: &mut RawChunk, batch: &mut Batch) -> Result<()> {
+        let frames = || split_frames(&chunk.bytes);
+        if frames().any(|payload| payload.is_ok_and(|payload| payload.first() == Some(&MARK))) {
+            unmark(&mut chunk.bytes, 0, &HashSet::new())?;
+        }
+        self.0.decode(chunk, batch)
+    }
+
+    fn tracker(&self) -> Box<dyn PositionTracker> {
+        self.0.tracker()
     }
 }
 
