@@ -30,7 +30,7 @@ pub const CHECKPOINT_FORMAT: i32 = 1;
 /// How a commit ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// The target said it is durable.
+    /// The target said that it is committed.
     Done,
     /// The answer was lost: only the checkpoint on the target knows.
     Unknown,
@@ -75,6 +75,15 @@ pub trait Sink: Send {
     /// # Errors
     /// When the transaction did not commit for certain; a doubtful end is [`CommitOutcome::Unknown`].
     fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome>;
+
+    /// As [`Sink::commit`], but the answer need not wait until the transaction is durable. Transactions become durable in
+    /// the order of their commits: what is durable after a `commit` includes all before it.
+    ///
+    /// # Errors
+    /// As [`Sink::commit`].
+    fn commit_soon<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
+        self.commit(checkpoint)
+    }
 
     /// Gives up the open transaction; without one it does nothing.
     ///

@@ -28,6 +28,8 @@ use crate::source::PositionTracker;
 const IDLE_STORE: Duration = Duration::from_secs(10);
 /// How often a statement under way looks whether the time for stopping is over.
 const ABORT_TICK: Duration = Duration::from_millis(250);
+/// How long what is committed may not be durable yet. Until it is, it is not confirmed to the source.
+const DURABLE_EVERY: Duration = Duration::from_millis(200);
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -36,7 +38,7 @@ pub(super) struct ApplyStage {
     pub(super) runtime: Runtime,
     pub(super) planner: Planner,
     pub(super) catalog: Arc<TargetCatalog>,
-    /// the newest checkpoint that is durable on the target
+    /// the newest checkpoint that is committed on the target
     pub(super) checkpoint: Checkpoint,
     pub(super) tracker: Box<dyn PositionTracker>,
     pub(super) work: Receiver<Work>,
@@ -49,6 +51,10 @@ pub(super) struct ApplyStage {
     pub(super) open: Option<OpenTxn>,
     pub(super) idle: Option<Position>,
     pub(super) idle_stored: Instant,
+    /// since when everything that is committed is durable
+    pub(super) durable_since: Instant,
+    /// whether something that is committed is not durable yet
+    pub(super) undurable: bool,
 }
 
 /// What the open target transaction will add to the checkpoint when it commits.
@@ -86,17 +92,20 @@ impl ApplyStage {
                 Ok(Work::Refused { group, error }) => return Err(self.refused(&group, error)?),
                 Ok(Work::Idle(position)) => self.idle = Some(position),
                 Ok(Work::Held(barrier)) => {
-                    self.store_idle()?;
+                    self.settle()?;
                     self.control
                         .gate
                         .answer(barrier, self.checkpoint.position.clone());
                     self.stats.update(|stats| stats.phase = Phase::Held);
                 }
                 Err(RecvTimeoutError::Timeout) => {
+                    if self.undurable {
+                        self.settle()?;
+                    }
                     self.stats
                         .update(|stats| stats.phase = self.phase_now(stats.phase));
                 }
-                Err(RecvTimeoutError::Disconnected) => return self.store_idle(),
+                Err(RecvTimeoutError::Disconnected) => return self.settle(),
             }
             if self.control.expired() {
                 return Err(Error::new(
@@ -104,28 +113,27 @@ impl ApplyStage {
                     "the time for stopping is over; work in flight is rolled back",
                 ));
             }
-            if self.idle_stored.elapsed() >= IDLE_STORE {
-                self.store_idle()?;
+            if self.idle.is_some() && self.idle_stored.elapsed() >= IDLE_STORE {
+                self.settle()?;
             }
         }
     }
 
-    /// Commits the newest idle position, so that it may be confirmed.
-    fn store_idle(&mut self) -> Result<()> {
+    /// Commits the newest idle position, and makes durable what is committed, so that both may be confirmed.
+    fn settle(&mut self) -> Result<()> {
         if self.open.is_some() {
             return Ok(());
         }
-        let Some(position) = self.idle.take() else {
-            return Ok(());
-        };
-        self.tracker.advance(&position)?;
-        if self.tracker.position() == self.checkpoint.position {
+        if let Some(position) = self.idle.take() {
+            self.tracker.advance(&position)?;
+        }
+        if self.tracker.position() == self.checkpoint.position && !self.undurable {
             return Ok(());
         }
         self.idle_stored = Instant::now();
         self.begin()?;
         failpoint!("idle.before-store", error);
-        self.commit()?;
+        self.commit_durably()?;
         failpoint!("idle.stored", error);
         Ok(())
     }
@@ -255,7 +263,33 @@ impl ApplyStage {
         Ok(())
     }
 
+    /// Commits, and waits until it is durable only now and then: a busy stream has many commits in the time of one wait.
     fn commit(&mut self) -> Result<()> {
+        let marks = self
+            .open
+            .as_ref()
+            .is_some_and(|open| !open.internal.markers.is_empty());
+        // Whoever waits for a marker acts on what is there.
+        if marks || self.control.stopping() || self.durable_since.elapsed() >= DURABLE_EVERY {
+            return self.commit_durably();
+        }
+        self.undurable = true;
+        self.commit_as(|sink, checkpoint| sink.commit_soon(checkpoint))
+    }
+
+    /// Commits, and with it makes durable what was committed before.
+    fn commit_durably(&mut self) -> Result<()> {
+        self.commit_as(|sink, checkpoint| sink.commit(checkpoint))?;
+        self.durable.set(self.checkpoint.position.clone());
+        self.durable_since = Instant::now();
+        self.undurable = false;
+        Ok(())
+    }
+
+    fn commit_as(
+        &mut self,
+        commit: impl for<'s> FnOnce(&'s mut dyn Sink, &'s Checkpoint) -> BoxFuture<'s, CommitOutcome>,
+    ) -> Result<()> {
         let Some(mut open) = self.open.take() else {
             return Err(Error::bug("commit outside a target transaction"));
         };
@@ -267,7 +301,7 @@ impl ApplyStage {
             control,
             ..
         } = self;
-        match run(runtime, control, sink.commit(&open.checkpoint))? {
+        match run(runtime, control, commit(&mut **sink, &open.checkpoint))? {
             CommitOutcome::Done => {}
             CommitOutcome::Unknown => {
                 return Err(Error::new(
@@ -279,7 +313,6 @@ impl ApplyStage {
             }
         }
         self.checkpoint = open.checkpoint.clone();
-        self.durable.set(open.checkpoint.position.clone());
         self.report(&open);
         open.internal
             .markers

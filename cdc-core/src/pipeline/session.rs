@@ -122,8 +122,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let decoder = source_runtime.block_on(source.open(&start))?;
     // More than the one group that may be waiting for its rest holds, so that the rest can always come.
     let budget = Budget::new(config.group_bytes.saturating_mul(BUDGET_GROUPS));
+    // Not even the checkpoint: what was committed last may not be durable yet.
     let durable = Arc::new(Durable::default());
-    durable.set(checkpoint.position.clone());
 
     let (chunk_tx, chunk_rx) = bounded(CHUNKS);
     let (emptied_tx, emptied_rx) = bounded(CHUNKS);
@@ -162,6 +162,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         open: None,
         idle: None,
         idle_stored: Instant::now(),
+        durable_since: Instant::now(),
+        undurable: true,
     };
     let decode = DecodeStage {
         decoder,

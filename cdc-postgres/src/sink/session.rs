@@ -33,9 +33,10 @@ pub(super) const BEGIN: &str = "begin";
 pub(super) const DEFER: &str = "defer";
 pub(super) const FENCE: &str = "fence";
 pub(super) const CHECKPOINT: &str = "checkpoint";
+pub(super) const SOON: &str = "soon";
 pub(super) const COMMIT: &str = "commit";
 
-const FIXED: [(&str, &str); 5] = [
+const FIXED: [(&str, &str); 6] = [
     // The isolation that waiting for the fence needs: what is found after the wait must be the newest row.
     (BEGIN, "BEGIN ISOLATION LEVEL READ COMMITTED"),
     // For sessions in which constraints are checked: what a statement of the source did to several rows comes row by
@@ -47,6 +48,8 @@ const FIXED: [(&str, &str); 5] = [
         "SELECT cdc_sync.store_checkpoint($1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::int8, \
          $8::int8, $9::int8, $10::int8, $11::int8, $12::int8, $13::int8, $14::int8, $15::int8, $16::int8, $17::int8)",
     ),
+    // The COMMIT that follows is answered before it is durable.
+    (SOON, "SET LOCAL synchronous_commit = off"),
     (COMMIT, "COMMIT"),
 ];
 

@@ -8,7 +8,7 @@ use cdc_core::plan::PlanMode;
 use cdc_core::seed::{BulkFormat, TablePart};
 use cdc_core::{Action, CommitOutcome, Engine, Kind, Position, TableName};
 use cdc_postgres::PgEngine;
-use testbed::{Gate, Proxy};
+use testbed::{Gate, PgCluster, Proxy};
 
 use crate::changes::{Changes, Of, table};
 use crate::on_each;
@@ -139,4 +139,59 @@ fn a_commit_whose_answer_was_lost_is_waited_for_by_who_applies() {
         assert_eq!(state.unwrap().checkpoint, Some(checkpoint(1)));
         assert_eq!(target.sql("SELECT count(*) FROM t"), "1");
     });
+}
+
+/// Sets committed soon and at once, then kills all processes of the server; returns the checkpoint that is left.
+async fn left_after_crash(cluster: &mut PgCluster, database: &str, soon: bool, then_durably: bool) -> u64 {
+    cluster.create_database(database).unwrap();
+    {
+        let site = site(cluster, database).await;
+        site.prepare_state().await.unwrap();
+        let fence = site.take_fence(STREAM, Duration::from_secs(60)).await.unwrap();
+        site.start_stream(fence.epoch(), &checkpoint(0), &[], false)
+            .await
+            .unwrap();
+        let mut sink = site.sink(STREAM, fence.epoch()).await.unwrap();
+        sink.begin().await.unwrap();
+        let first = checkpoint(1);
+        let committed = if soon {
+            sink.commit_soon(&first)
+        } else {
+            sink.commit(&first)
+        };
+        assert_eq!(committed.await.unwrap(), CommitOutcome::Done);
+        let seen = site.stream_state(STREAM).await.unwrap().checkpoint;
+        assert_eq!(seen, Some(first), "others see it at once");
+        if then_durably {
+            sink.begin().await.unwrap();
+            assert_eq!(sink.commit(&checkpoint(2)).await.unwrap(), CommitOutcome::Done);
+        }
+        cluster.crash().unwrap();
+    }
+    cluster.start_again().unwrap();
+    let site = site(cluster, database).await;
+    let left = site.stream_state(STREAM).await.unwrap().checkpoint;
+    left.expect("the first checkpoint was durable").groups
+}
+
+/// What a commit is told to have made durable is there after a crash, and all before it; what was only said to come soon
+/// need not be, and then its checkpoint is gone with it.
+#[test]
+fn what_is_committed_soon_is_durable_with_the_next_commit() {
+    for major in [12, 18] {
+        let mut cluster = PgCluster::builder(major)
+            .durable(true)
+            .setting("wal_writer_delay", "10s")
+            .start()
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            assert_eq!(left_after_crash(&mut cluster, "at_once", false, false).await, 1);
+            assert_eq!(left_after_crash(&mut cluster, "soon", true, false).await, 0);
+            assert_eq!(left_after_crash(&mut cluster, "both", true, true).await, 2);
+        });
+    }
 }
