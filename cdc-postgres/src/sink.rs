@@ -284,7 +284,7 @@ impl PgSink {
             Ok(_) => {
                 failpoint!("sink.committed");
                 self.progress = Progress::None;
-                self.doubt.end();
+                self.doubt.committed(soon);
                 return Ok(CommitOutcome::Done);
             }
             Err(failure) => failure,

@@ -155,9 +155,9 @@ impl PgSource {
             .map_err(|error| self.stream_error(error))?;
         tracing::info!(slot = self.slot, position = %from, server = %sender.server_version(), "stream started");
         self.sender = Some(sender);
-        // Whether the checkpoint is durable is for the target to say.
+        // The checkpoint is on the target, so the slot may know of it at once.
         self.received = from;
-        self.durable = Lsn::ZERO;
+        self.durable = from;
         self.heard = false;
         self.silent_since = Instant::now();
         failpoint!("stream.started", error);

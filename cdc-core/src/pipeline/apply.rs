@@ -51,7 +51,7 @@ pub(super) struct ApplyStage {
     pub(super) open: Option<OpenTxn>,
     pub(super) idle: Option<Position>,
     pub(super) idle_stored: Instant,
-    /// since when everything that is committed is durable
+    /// when everything that was committed was last durable
     pub(super) durable_since: Instant,
     /// whether something that is committed is not durable yet
     pub(super) undurable: bool,
@@ -99,9 +99,6 @@ impl ApplyStage {
                     self.stats.update(|stats| stats.phase = Phase::Held);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    if self.undurable {
-                        self.settle()?;
-                    }
                     self.stats
                         .update(|stats| stats.phase = self.phase_now(stats.phase));
                 }
@@ -113,7 +110,8 @@ impl ApplyStage {
                     "the time for stopping is over; work in flight is rolled back",
                 ));
             }
-            if self.idle.is_some() && self.idle_stored.elapsed() >= IDLE_STORE {
+            let is_late = self.undurable && self.durable_since.elapsed() >= DURABLE_EVERY;
+            if is_late || (self.idle.is_some() && self.idle_stored.elapsed() >= IDLE_STORE) {
                 self.settle()?;
             }
         }

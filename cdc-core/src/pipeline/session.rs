@@ -61,7 +61,7 @@ pub struct Session {
     pub start: StreamStart,
     /// makes the sink
     pub sink: SinkMaker,
-    /// the checkpoint as read from the target
+    /// the checkpoint as read from the target, durable there
     pub checkpoint: Checkpoint,
     /// the target's tables
     pub catalog: Arc<TargetCatalog>,
@@ -122,8 +122,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let decoder = source_runtime.block_on(source.open(&start))?;
     // More than the one group that may be waiting for its rest holds, so that the rest can always come.
     let budget = Budget::new(config.group_bytes.saturating_mul(BUDGET_GROUPS));
-    // Not even the checkpoint: what was committed last may not be durable yet.
     let durable = Arc::new(Durable::default());
+    durable.set(checkpoint.position.clone());
 
     let (chunk_tx, chunk_rx) = bounded(CHUNKS);
     let (emptied_tx, emptied_rx) = bounded(CHUNKS);
@@ -163,7 +163,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         idle: None,
         idle_stored: Instant::now(),
         durable_since: Instant::now(),
-        undurable: true,
+        undurable: false,
     };
     let decode = DecodeStage {
         decoder,

@@ -43,13 +43,13 @@ const FIXED: [(&str, &str); 6] = [
     // row, between which a constraint need not hold.
     (DEFER, "SET CONSTRAINTS ALL DEFERRED"),
     (FENCE, "SELECT cdc_sync.hold_fence($1::text, $2::int8)"),
+    // The COMMIT that follows is answered before it is durable.
+    (SOON, "SET LOCAL synchronous_commit = off"),
     (
         CHECKPOINT,
         "SELECT cdc_sync.store_checkpoint($1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::int8, \
          $8::int8, $9::int8, $10::int8, $11::int8, $12::int8, $13::int8, $14::int8, $15::int8, $16::int8, $17::int8)",
     ),
-    // The COMMIT that follows is answered before it is durable.
-    (SOON, "SET LOCAL synchronous_commit = off"),
     (COMMIT, "COMMIT"),
 ];
 

@@ -1,4 +1,4 @@
-//! Commits whose answer was lost, and waiting for them.
+//! Commits whose answer was lost, or that are not durable yet, and waiting for them.
 //!
 //! The server runs a COMMIT to its end whether or not its client is there (a deferred trigger, a synchronous standby
 //! may take their time). Until then the checkpoint tells what was before it, and a session that went on from there
@@ -14,7 +14,8 @@ use crate::session::during;
 
 /// How long one attempt waits: the caller tries again, and looks in between whether it is to stop.
 const PATIENCE: &str = "SET lock_timeout = '5s'";
-/// Waits for every transaction that holds its share. Nothing is read from it: the statement that reads the checkpoint
+/// Waits for every transaction that holds its share, and makes durable what they have committed: locking the row is a
+/// change, whose own commit is. Nothing is read from it: the statement that reads the checkpoint
 /// must begin after the wait, to see what it ended with.
 const WAIT: &str = "SELECT FROM cdc_sync.fence WHERE stream = $1 FOR NO KEY UPDATE";
 
@@ -60,6 +61,8 @@ pub(crate) struct Doubt {
     of: Arc<Doubts>,
     stream: String,
     committing: bool,
+    /// Something is committed that is not durable yet: nobody must go on from it before it is.
+    undurable: bool,
 }
 
 impl Doubt {
@@ -69,6 +72,7 @@ impl Doubt {
             of,
             stream: stream.to_owned(),
             committing: false,
+            undurable: false,
         }
     }
 
@@ -77,9 +81,15 @@ impl Doubt {
         self.committing = true;
     }
 
-    /// The outcome is known.
+    /// The outcome is known: it failed.
     pub(crate) fn end(&mut self) {
         self.committing = false;
+    }
+
+    /// It is committed, and durable with all before it unless only `soon`.
+    pub(crate) fn committed(&mut self, soon: bool) {
+        self.committing = false;
+        self.undurable = soon;
     }
 
     /// The outcome is not known.
@@ -91,7 +101,7 @@ impl Doubt {
 
 impl Drop for Doubt {
     fn drop(&mut self) {
-        if self.committing {
+        if self.committing || self.undurable {
             self.remains();
         }
     }
