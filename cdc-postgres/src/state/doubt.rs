@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cdc_core::{Action, Error, Kind, Result};
 use tokio_postgres::Client;
@@ -14,6 +15,9 @@ use crate::session::during;
 
 /// How long one attempt waits: the caller tries again, and looks in between whether it is to stop.
 const PATIENCE: &str = "SET lock_timeout = '5s'";
+/// The same for the wait's own commit, which a synchronous standby that is away may keep from being durable: no setting
+/// bounds that, and one that is cancelled there says that all is well.
+const TURN: Duration = Duration::from_secs(8);
 /// Waits for every transaction that holds its share, and makes durable what they have committed: locking the row is a
 /// change, whose own commit is. Nothing is read from it: the statement that reads the checkpoint
 /// must begin after the wait, to see what it ended with.
@@ -38,24 +42,34 @@ impl Doubts {
             .batch_execute(PATIENCE)
             .await
             .map_err(during("preparing to wait for a commit"))?;
-        match client.execute(WAIT, &[&stream]).await {
+        let Ok(waited) = tokio::time::timeout(TURN, client.execute(WAIT, &[&stream])).await else {
+            return Err(pending(
+                stream,
+                "the target does not make durable what this job committed",
+            ));
+        };
+        match waited {
             Ok(_) => {
                 self.streams().remove(stream);
                 Ok(())
             }
-            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => Err(Error::new(
-                Kind::Unreachable,
-                "the target still runs a COMMIT of this job whose answer was lost; it is waited for",
-            )
-            .action(Action::Reconnect)
-            .object(format!("job {stream}"))
-            .remedy("look in pg_stat_activity on the target for what it waits for")),
+            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => Err(pending(
+                stream,
+                "the target still runs a COMMIT of this job whose answer was lost",
+            )),
             Err(error) => Err(during("waiting for a commit whose answer was lost")(error)),
         }
     }
 }
 
-/// Whether a sink's commit may still run.
+fn pending(stream: &str, what: &str) -> Error {
+    Error::new(Kind::Unreachable, format!("{what}; it is waited for"))
+        .action(Action::Reconnect)
+        .object(format!("job {stream}"))
+        .remedy("look in pg_stat_activity on the target for what it waits for")
+}
+
+/// Whether a sink's commit may still run, or be lost.
 #[derive(Debug)]
 pub(crate) struct Doubt {
     of: Arc<Doubts>,
