@@ -285,6 +285,17 @@ impl PgCluster {
     /// to the end of the server. What was committed so, and no other commit has made durable, is lost by
     /// [`PgCluster::crash`].
     pub fn freeze_wal_writer(&self) -> Result<()> {
+        let mut frozen = Ok(false);
+        wait_until(START_TIMEOUT, || {
+            frozen = self.freeze_if_asleep();
+            !matches!(frozen, Ok(false))
+        });
+        ensure!(frozen?, "the WAL writer is never asleep");
+        Ok(())
+    }
+
+    /// Amid a write it would hold a lock that every commit needs.
+    fn freeze_if_asleep(&self) -> Result<bool> {
         let look =
             "SELECT pid, coalesce(wait_event, '') FROM pg_stat_activity WHERE backend_type = 'walwriter'";
         let asleep = || -> Result<Option<u32>> {
@@ -292,25 +303,15 @@ impl PgCluster {
             let (pid, wait) = row.split_once('|').context("there is no WAL writer")?;
             Ok((wait == "WalWriterMain").then_some(pid.parse()?))
         };
-        let mut frozen = Ok(false);
-        let done = wait_until(START_TIMEOUT, || {
-            let freeze = || -> Result<bool> {
-                let Some(pid) = asleep()? else {
-                    return Ok(false);
-                };
-                send(pid, Signal::STOP)?;
-                // Amid a write it would hold a lock that every commit needs.
-                let is_frozen = Stat::of(pid).is_some_and(|stat| stat.is_stopped()) && asleep()?.is_some();
-                if !is_frozen {
-                    send(pid, Signal::CONT)?;
-                }
-                Ok(is_frozen)
-            };
-            frozen = freeze();
-            !matches!(frozen, Ok(false))
-        });
-        ensure!(frozen? && done, "the WAL writer is never asleep");
-        Ok(())
+        let Some(pid) = asleep()? else {
+            return Ok(false);
+        };
+        send(pid, Signal::STOP)?;
+        let is_frozen = Stat::of(pid).is_some_and(|stat| stat.is_stopped()) && asleep()?.is_some();
+        if !is_frozen {
+            send(pid, Signal::CONT)?;
+        }
+        Ok(is_frozen)
     }
 
     /// Starts a stopped or crashed server again, on the same port and data.

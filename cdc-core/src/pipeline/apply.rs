@@ -28,7 +28,8 @@ use crate::source::PositionTracker;
 const IDLE_STORE: Duration = Duration::from_secs(10);
 /// How often a statement under way looks whether the time for stopping is over.
 const ABORT_TICK: Duration = Duration::from_millis(250);
-/// How long what is committed may not be durable yet. Until it is, it is not confirmed to the source.
+/// How long what is committed may not be durable yet, or to the end of the target transaction that is open by then. Until
+/// it is, it is not confirmed to the source.
 const DURABLE_EVERY: Duration = Duration::from_millis(200);
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
