@@ -81,7 +81,7 @@ impl ApplyStage {
     fn work_until_done(&mut self) -> Result<()> {
         let _ = self.free.try_send(());
         loop {
-            match self.work.recv_timeout(ABORT_TICK) {
+            match self.work.recv_timeout(self.patience()) {
                 Ok(Work::Plan {
                     plan,
                     internal,
@@ -116,6 +116,14 @@ impl ApplyStage {
                 self.settle()?;
             }
         }
+    }
+
+    /// How long to wait for work: no longer than what is committed may be without being durable.
+    fn patience(&self) -> Duration {
+        if self.undurable && self.open.is_none() {
+            return DURABLE_EVERY.saturating_sub(self.durable_since.elapsed());
+        }
+        ABORT_TICK
     }
 
     /// Commits the newest idle position, and makes durable what is committed, so that both may be confirmed.
