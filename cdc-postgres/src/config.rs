@@ -205,6 +205,11 @@ impl Config {
         }
         // An empty value means "not given", as in libpq.
         settings.retain(|_, value| !value.is_empty());
+        // It ends a text of the protocol: what follows it would be read as something else.
+        if let Some((parameter, _)) = settings.iter().find(|(_, value)| value.contains('\0')) {
+            let name = parameter.name();
+            return Err(ConfigError::new(format!("{name} must not hold a NUL character")));
+        }
         Config::from_settings(settings, env)
     }
 
@@ -362,7 +367,7 @@ impl Config {
     }
 
     /// The password for a server: the one given, else the password file's.
-    pub(crate) fn password_for(&self, endpoint: &Endpoint) -> Option<String> {
+    pub fn password_for(&self, endpoint: &Endpoint) -> Option<String> {
         if let Some(Secret(password)) = &self.password {
             return Some(password.clone());
         }
