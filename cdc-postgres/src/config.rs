@@ -205,7 +205,7 @@ impl Config {
         }
         // An empty value means "not given", as in libpq.
         settings.retain(|_, value| !value.is_empty());
-        // It ends a text of the protocol: what follows it would be read as something else.
+        // Texts of the protocol, file names and the environment of a libpq program end at one.
         if let Some((parameter, _)) = settings.iter().find(|(_, value)| value.contains('\0')) {
             let name = parameter.name();
             return Err(ConfigError::new(format!("{name} must not hold a NUL character")));
@@ -414,7 +414,7 @@ impl Config {
             ));
             String::new()
         } else {
-            join(&self.endpoints, ToString::to_string)
+            join(&self.endpoints, url::authority)
         };
         if self.ssl_mode != SslMode::Prefer {
             query.push(("sslmode", name_of(SslMode::ALL, self.ssl_mode).to_owned()));
