@@ -13,6 +13,8 @@ mod pg_text_value;
 mod pgoutput_message;
 mod pgoutput_stream;
 mod plan_equivalence;
+mod spill_segment;
+mod streamed_transactions;
 mod walsender_frame;
 
 /// Reads bytes in one way.
@@ -45,6 +47,8 @@ targets!(
     pgoutput_message,
     pgoutput_stream,
     plan_equivalence,
+    spill_segment,
+    streamed_transactions,
     walsender_frame
 );
 

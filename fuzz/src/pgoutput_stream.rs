@@ -18,23 +18,28 @@ fn most_bytes(chunk: &RawChunk) -> usize {
 }
 
 pub(crate) fn run(bytes: &[u8]) {
-    let mut frames = beginning();
-    for message in messages(bytes) {
-        match message.split_first() {
-            Some((b'k', rest)) => frames.frame(rest),
-            _ => frames.message(Lsn(0x100), message),
-        };
-    }
+    let frames = after(beginning(), bytes);
     let whole = told(vec![frames.chunk()]);
     let cuts: Vec<usize> = (1..frames.ends.len()).collect();
     assert_eq!(whole, told(frames.cut(&cuts)));
 }
 
-fn beginning() -> Frames {
+pub(crate) fn beginning() -> Frames {
     let mut frames = Frames::default();
     frames.message(Lsn(0x100), &begin());
     for (id, replica_identity) in [(1, b'd'), (2, b'f'), (3, b'n')] {
         frames.message(Lsn(0), &relation(id, replica_identity));
+    }
+    frames
+}
+
+/// Adds the messages of an input. What follows a `k` is a whole frame.
+pub(crate) fn after(mut frames: Frames, bytes: &[u8]) -> Frames {
+    for message in messages(bytes) {
+        match message.split_first() {
+            Some((b'k', rest)) => frames.frame(rest),
+            _ => frames.message(Lsn(0x100), message),
+        };
     }
     frames
 }
@@ -50,8 +55,8 @@ fn messages(mut bytes: &[u8]) -> Vec<&[u8]> {
     messages
 }
 
-/// What was decoded, in words that do not depend on how the stream was cut; ends at the first error.
-fn told(chunks: Vec<RawChunk>) -> String {
+/// What was decoded, in words that do not depend on how the stream was cut, and the error that ended it.
+pub(crate) fn told(chunks: Vec<RawChunk>) -> (String, Option<String>) {
     let start = StreamStart {
         from: Position::new("0/0"),
         stream: "job".into(),
@@ -79,13 +84,13 @@ fn told(chunks: Vec<RawChunk>) -> String {
             told.push('\n');
         }
         if let Err(error) = decoded {
-            return told + &error.to_string();
+            return (told, Some(error.to_string()));
         }
     }
-    told
+    (told, None)
 }
 
-fn begin() -> Vec<u8> {
+pub(crate) fn begin() -> Vec<u8> {
     encode::begin(&Begin {
         final_lsn: Lsn(0x100),
         commit_time: 5,
@@ -93,7 +98,7 @@ fn begin() -> Vec<u8> {
     })
 }
 
-fn commit() -> Vec<u8> {
+pub(crate) fn commit() -> Vec<u8> {
     encode::commit(&Commit {
         commit_lsn: Lsn(0x100),
         end_lsn: Lsn(0x110),
@@ -101,7 +106,7 @@ fn commit() -> Vec<u8> {
     })
 }
 
-fn relation(id: u32, replica_identity: u8) -> Vec<u8> {
+pub(crate) fn relation(id: u32, replica_identity: u8) -> Vec<u8> {
     let column = |name, key| Column {
         key,
         name,
@@ -188,9 +193,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         commit(),
         logical_message(false),
     ];
-    // 'k' is told from a message: what follows it is a whole frame.
-    let keepalive = [&[b'k', b'k'][..], &[0; 16], &[1]].concat();
-    let idle = [commit(), keepalive.clone(), begin(), commit(), keepalive];
+    let idle = [commit(), keepalive(), begin(), commit(), keepalive()];
     vec![
         ("altered", preceded_by_length(&altered)),
         ("full", preceded_by_length(&full)),
@@ -199,11 +202,30 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn preceded_by_length(messages: &[Vec<u8>]) -> Vec<u8> {
+/// As an input has it.
+pub(crate) fn keepalive() -> Vec<u8> {
+    [&b"kk"[..], &[0; 16], &[1]].concat()
+}
+
+pub(crate) fn preceded_by_length(messages: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for message in messages {
         bytes.push(u8::try_from(message.len()).unwrap());
         bytes.extend_from_slice(message);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_decoded_to_their_end() {
+        for (name, seed) in seeds() {
+            let (told, error) = told(vec![after(beginning(), &seed).chunk()]);
+            assert_eq!(error, None, "{name} after {told}");
+            assert_eq!(told.is_empty(), name == "idle", "{name}");
+        }
+    }
 }
