@@ -47,7 +47,11 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
     steps.tests("documentation tests", 0, &mut only(&["--doc"]))?;
 
     let runs = if args.all { 1_000_000 } else { 20_000 };
-    steps.run("fuzz targets", || Fuzzer::build(&workspace)?.all(runs, ""))?;
+    steps.run("fuzz targets", || {
+        let fuzzer = Fuzzer::build(&workspace)?;
+        fuzzer.forget()?;
+        fuzzer.all(runs, "")
+    })?;
 
     // Alone, as it is shipped: built with the workspace it would take in the features of its tests.
     steps.command(
