@@ -46,7 +46,7 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
     steps.tests("unit tests", 1, &mut only(&["--lib", "--bins"]))?;
     steps.tests("documentation tests", 0, &mut only(&["--doc"]))?;
 
-    let runs = if args.all { 1_000_000 } else { 20_000 };
+    let runs = if args.all { 200_000 } else { 20_000 };
     steps.run("fuzz targets", || {
         let fuzzer = Fuzzer::build(&workspace)?;
         fuzzer.forget()?;
