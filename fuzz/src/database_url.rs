@@ -5,9 +5,10 @@ use tempfile::NamedTempFile;
 
 use crate::limit::within;
 
-/// Both files as text, their settings, a few copies of each setting, and the names of all parameters in an error.
+/// Both files as text, their settings, a few copies of each setting, and the names of all parameters in an error. Most
+/// for its length takes a comma in the list of hosts: the default server, with its folder.
 fn most_bytes(bytes: &[u8]) -> usize {
-    (16 << 10) + 32 * bytes.len()
+    (16 << 10) + 512 * bytes.len()
 }
 
 pub(crate) fn run(bytes: &[u8]) {
