@@ -11,6 +11,9 @@
 //! streamed (`ReorderBufferAbort`, `RBTXN_IS_STREAMED`), which is not so after it had written more than 4096 changes to
 //! disk. So the changes of subtransactions keep their id until the commit, when the server is asked which were rolled back.
 
+#[cfg(any(test, feature = "testing"))]
+mod alone;
+
 use std::collections::{HashMap, HashSet};
 
 use cdc_core::spill::{Spill, SpillReader};
@@ -19,6 +22,9 @@ use cdc_core::{Error, Kind, Result};
 use super::CHUNK_BYTES;
 use crate::error::PgError;
 use crate::walsender::{Frame, parse_frame, split_frames};
+
+#[cfg(any(test, feature = "testing"))]
+pub use alone::StreamedFrames;
 
 /// Bytes of XLogData before the plugin's message.
 const HEADER_BYTES: usize = 25;
