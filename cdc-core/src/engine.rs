@@ -315,7 +315,9 @@ pub trait Site: Send + Sync {
     fn take_fence<'a>(&'a self, stream: &'a str, takeover_timeout: Duration)
     -> BoxFuture<'a, Box<dyn Fence>>;
 
-    /// Reads what is stored of the stream.
+    /// Reads what is stored of the stream. Once this site's sinks of the stream are gone, what they committed has come to
+    /// its end and is durable before it is told, also what they only committed soon: whoever goes on from the checkpoint
+    /// confirms it to the source.
     ///
     /// # Errors
     /// When the format is newer than this program's.

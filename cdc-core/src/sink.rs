@@ -30,7 +30,7 @@ pub const CHECKPOINT_FORMAT: i32 = 1;
 /// How a commit ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// The target said it is durable.
+    /// The target said that it is committed, and durable unless [`Sink::commit_soon`] was asked.
     Done,
     /// The answer was lost: only the checkpoint on the target knows.
     Unknown,
@@ -70,11 +70,24 @@ pub trait Sink: Send {
     fn apply<'a>(&'a mut self, plan: &'a ApplyPlan) -> BoxFuture<'a, Applied>;
 
     /// Writes the checkpoint over that of the group before and commits. A write that does not find it, because
-    /// there is none or it is of another group, is an error inside the transaction.
+    /// there is none or it is of another group, is an error inside the transaction. What ended with
+    /// [`CommitOutcome::Done`] is durable, with all that was committed before: it is confirmed to the source.
     ///
     /// # Errors
     /// When the transaction did not commit for certain; a doubtful end is [`CommitOutcome::Unknown`].
     fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome>;
+
+    /// As [`Sink::commit`], but the answer need not wait until the transaction is durable: a target that crashes may lose
+    /// it, together with its checkpoint, and is sent it again. Nothing is confirmed to the source for it; a `commit` follows
+    /// before long. Where none came any more, [`crate::Site::stream_state`] makes it durable before it tells of it.
+    ///
+    /// A sink that wraps another one passes it on, or every commit waits.
+    ///
+    /// # Errors
+    /// As [`Sink::commit`].
+    fn commit_soon<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
+        self.commit(checkpoint)
+    }
 
     /// Gives up the open transaction; without one it does nothing.
     ///

@@ -205,6 +205,11 @@ impl Config {
         }
         // An empty value means "not given", as in libpq.
         settings.retain(|_, value| !value.is_empty());
+        // Texts of the protocol, file names and the environment of a libpq program end at one.
+        if let Some((parameter, _)) = settings.iter().find(|(_, value)| value.contains('\0')) {
+            let name = parameter.name();
+            return Err(ConfigError::new(format!("{name} must not hold a NUL character")));
+        }
         Config::from_settings(settings, env)
     }
 
@@ -362,7 +367,7 @@ impl Config {
     }
 
     /// The password for a server: the one given, else the password file's.
-    pub(crate) fn password_for(&self, endpoint: &Endpoint) -> Option<String> {
+    pub fn password_for(&self, endpoint: &Endpoint) -> Option<String> {
         if let Some(Secret(password)) = &self.password {
             return Some(password.clone());
         }
@@ -409,7 +414,7 @@ impl Config {
             ));
             String::new()
         } else {
-            join(&self.endpoints, ToString::to_string)
+            join(&self.endpoints, url::authority)
         };
         if self.ssl_mode != SslMode::Prefer {
             query.push(("sslmode", name_of(SslMode::ALL, self.ssl_mode).to_owned()));

@@ -279,7 +279,7 @@ impl PgSink {
         }
     }
 
-    async fn commit_transaction(&mut self, checkpoint: &Checkpoint) -> Result<CommitOutcome> {
+    async fn commit_transaction(&mut self, checkpoint: &Checkpoint, soon: bool) -> Result<CommitOutcome> {
         if self.progress == Progress::None {
             return Err(Error::bug("a commit outside a target transaction"));
         }
@@ -290,12 +290,12 @@ impl PgSink {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
         self.doubt.begin();
-        let fed = feed_commit(&mut flight, checkpoint);
+        let fed = feed_commit(&mut flight, checkpoint, soon);
         let failure = match flight.finish(fed).await {
             Ok(_) => {
                 failpoint!("sink.committed");
                 self.progress = Progress::None;
-                self.doubt.end();
+                self.doubt.committed(soon);
                 return Ok(CommitOutcome::Done);
             }
             Err(failure) => failure,
@@ -514,7 +514,7 @@ fn truncate(plan: &ApplyPlan, tables: &[usize], restart_identity: bool) -> Resul
     Ok(format!("TRUNCATE TABLE {}{restart} RESTRICT", names.join(", ")))
 }
 
-fn feed_commit(flight: &mut Flight<'_>, checkpoint: &Checkpoint) -> Result<(), Halt> {
+fn feed_commit(flight: &mut Flight<'_>, checkpoint: &Checkpoint, soon: bool) -> Result<(), Halt> {
     let (source, changes) = (&checkpoint.source, &checkpoint.changes);
     let numbers = [
         checkpoint.groups,
@@ -548,6 +548,9 @@ fn feed_commit(flight: &mut Flight<'_>, checkpoint: &Checkpoint) -> Result<(), H
         Subject::Checkpoint,
         None,
     )?;
+    if soon {
+        flight.run(session::SOON, Format::Text, [], Subject::Session, None)?;
+    }
     flight.run(session::COMMIT, Format::Text, [], Subject::Session, None)
 }
 
@@ -561,7 +564,11 @@ impl Sink for PgSink {
     }
 
     fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
-        Box::pin(self.commit_transaction(checkpoint))
+        Box::pin(self.commit_transaction(checkpoint, false))
+    }
+
+    fn commit_soon<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
+        Box::pin(self.commit_transaction(checkpoint, true))
     }
 
     fn rollback(&mut self) -> BoxFuture<'_, ()> {

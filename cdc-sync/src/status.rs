@@ -39,7 +39,7 @@ pub struct Status {
     pub next_command: String,
     /// source transactions applied over the life of the stream
     pub transactions: u64,
-    /// newest position of the source's log and position durable on the target
+    /// newest position of the source's log and position committed on the target
     pub position: Positions,
     /// changes that were put aside and wait for the operator
     pub open_conflicts: u64,
@@ -93,7 +93,7 @@ pub struct Slot {
 pub struct Positions {
     /// newest position of the source's log
     pub source: Option<String>,
-    /// durable on the target
+    /// committed on the target
     pub applied: Option<String>,
 }
 

@@ -15,7 +15,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -243,6 +243,75 @@ impl PgCluster {
         });
         ensure!(gone, "processes of the crashed server are still there");
         Ok(())
+    }
+
+    /// Has durable commits wait for a synchronous standby, which there is not: without end, in every session but those with
+    /// `synchronous_commit` at `local` or `off`. Returns when they do.
+    pub fn hold_durable_commits(&self) -> Result<()> {
+        self.sql(
+            "postgres",
+            "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
+        )?;
+        self.sql("postgres", "SELECT pg_reload_conf()")?;
+        // Sessions have the setting before the process that turns it on.
+        let probe = "SELECT pg_logical_emit_message(true, 'probe', '')";
+        let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity \
+                      WHERE wait_event = 'SyncRep' AND query LIKE '%''probe''%'";
+        std::thread::scope(|scope| {
+            let mut held = Ok(false);
+            let deadline = Instant::now() + START_TIMEOUT;
+            while matches!(held, Ok(false)) && Instant::now() < deadline {
+                let probing = scope.spawn(|| self.sql("postgres", probe));
+                while !probing.is_finished() && Instant::now() < deadline {
+                    held = self.sql("postgres", cancel).map(|held| held != "0");
+                    if !matches!(held, Ok(false)) {
+                        break;
+                    }
+                }
+            }
+            ensure!(held?, "commits do not wait for a standby");
+            Ok(())
+        })
+    }
+
+    /// Ends [`PgCluster::hold_durable_commits`].
+    pub fn release_durable_commits(&self) -> Result<()> {
+        self.sql("postgres", "ALTER SYSTEM RESET synchronous_standby_names")?;
+        self.sql("postgres", "SELECT pg_reload_conf()")?;
+        Ok(())
+    }
+
+    /// Freezes the process that writes the log behind commits which do not wait for it (`synchronous_commit = off`), up
+    /// to the end of the server. What was committed so, and no other commit has made durable, is lost by
+    /// [`PgCluster::crash`].
+    pub fn freeze_wal_writer(&self) -> Result<()> {
+        let mut frozen = Ok(false);
+        wait_until(START_TIMEOUT, || {
+            frozen = self.freeze_if_asleep();
+            !matches!(frozen, Ok(false))
+        });
+        ensure!(frozen?, "the WAL writer is never asleep");
+        Ok(())
+    }
+
+    /// Amid a write it would hold a lock that every commit needs.
+    fn freeze_if_asleep(&self) -> Result<bool> {
+        let look =
+            "SELECT pid, coalesce(wait_event, '') FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+        let asleep = || -> Result<Option<u32>> {
+            let row = self.sql("postgres", look)?;
+            let (pid, wait) = row.split_once('|').context("there is no WAL writer")?;
+            Ok((wait == "WalWriterMain").then_some(pid.parse()?))
+        };
+        let Some(pid) = asleep()? else {
+            return Ok(false);
+        };
+        send(pid, Signal::STOP)?;
+        let is_frozen = Stat::of(pid).is_some_and(|stat| stat.is_stopped()) && asleep()?.is_some();
+        if !is_frozen {
+            send(pid, Signal::CONT)?;
+        }
+        Ok(is_frozen)
     }
 
     /// Starts a stopped or crashed server again, on the same port and data.

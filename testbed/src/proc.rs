@@ -54,6 +54,11 @@ impl Stat {
     pub(crate) fn runs(&self) -> bool {
         !matches!(self.state.as_str(), "Z" | "X")
     }
+
+    /// Whether a signal has stopped it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state == "T"
+    }
 }
 
 /// The pids of the direct children of a process.

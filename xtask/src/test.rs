@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use crate::fuzz::Fuzzer;
 use crate::servers;
 use crate::steps::Steps;
 use crate::workspace::Workspace;
@@ -39,12 +40,18 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
     let mut doc = workspace.cargo(["doc", "--workspace", "--no-deps"]);
     steps.command("documentation", doc.env("RUSTDOCFLAGS", "--deny warnings"))?;
 
-    // One set of features for all tests, so that nothing is compiled twice.
-    let features = [workspace.features("live"), workspace.features("testing")].join(",");
+    let features = workspace.test_features();
     let test = ["test", "--workspace", "--features", features.as_str()];
     let only = |kind: &[&'static str]| workspace.cargo(test.iter().chain(kind).copied());
     steps.tests("unit tests", 1, &mut only(&["--lib", "--bins"]))?;
     steps.tests("documentation tests", 0, &mut only(&["--doc"]))?;
+
+    let runs = if args.all { 200_000 } else { 20_000 };
+    steps.run("fuzz targets", || {
+        let fuzzer = Fuzzer::build(&workspace)?;
+        fuzzer.forget()?;
+        fuzzer.all(runs, "")
+    })?;
 
     // Alone, as it is shipped: built with the workspace it would take in the features of its tests.
     steps.command(

@@ -63,7 +63,7 @@ impl Workspace {
     }
 
     /// The feature of this name of each package that has it, as `--features` takes them.
-    pub(crate) fn features(&self, name: &str) -> String {
+    fn features(&self, name: &str) -> String {
         let owners = self
             .packages
             .iter()
@@ -72,6 +72,11 @@ impl Workspace {
             .map(|package| format!("{}/{name}", package.name))
             .collect::<Vec<_>>()
             .join(",")
+    }
+
+    /// The features of all tests: one set, so that nothing is compiled twice.
+    pub(crate) fn test_features(&self) -> String {
+        [self.features("live"), self.features("testing")].join(",")
     }
 
     /// The names of all integration tests.

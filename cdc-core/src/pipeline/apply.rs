@@ -33,6 +33,9 @@ const ABORT_TICK: Duration = Duration::from_millis(250);
 const BLOCKED: Duration = Duration::from_secs(3);
 /// How long the lane may take to give up what it has.
 const LANE_GIVES_UP: Duration = Duration::from_secs(5);
+/// How long what is committed may not be durable yet, or to the end of the target transaction that is open by then. Until
+/// it is, it is not confirmed to the source.
+const DURABLE_EVERY: Duration = Duration::from_millis(200);
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -41,7 +44,7 @@ pub(super) struct ApplyStage {
     pub(super) runtime: Runtime,
     pub(super) planner: Planner,
     pub(super) catalog: Arc<TargetCatalog>,
-    /// the newest checkpoint that is durable on the target
+    /// the newest checkpoint that is committed on the target
     pub(super) checkpoint: Checkpoint,
     pub(super) tracker: Box<dyn PositionTracker>,
     pub(super) work: Receiver<Work>,
@@ -56,6 +59,10 @@ pub(super) struct ApplyStage {
     pub(super) idle_stored: Instant,
     /// what applies transactions before they have committed, where the source hands such out
     pub(super) lane: Option<Lane>,
+    /// when everything that was committed was last durable
+    pub(super) durable_since: Instant,
+    /// whether something that is committed is not durable yet
+    pub(super) undurable: bool,
 }
 
 /// What the open target transaction will add to the checkpoint when it commits.
@@ -85,7 +92,7 @@ impl ApplyStage {
     fn work_until_done(&mut self) -> Result<()> {
         let _ = self.free.try_send(());
         loop {
-            match self.work.recv_timeout(ABORT_TICK) {
+            match self.work.recv_timeout(self.patience()) {
                 Ok(Work::Plan {
                     plan,
                     internal,
@@ -97,7 +104,7 @@ impl ApplyStage {
                 Ok(Work::Refused { group, error }) => return Err(self.refused(&group, error)?),
                 Ok(Work::Idle(position)) => self.idle = Some(position),
                 Ok(Work::Held(barrier)) => {
-                    self.store_idle()?;
+                    self.settle()?;
                     if let Some(lane) = &self.lane {
                         lane.signals.give_up(LANE_GIVES_UP);
                     }
@@ -110,7 +117,7 @@ impl ApplyStage {
                     self.stats
                         .update(|stats| stats.phase = self.phase_now(stats.phase));
                 }
-                Err(RecvTimeoutError::Disconnected) => return self.store_idle(),
+                Err(RecvTimeoutError::Disconnected) => return self.settle(),
             }
             if self.control.expired() {
                 return Err(Error::new(
@@ -118,28 +125,36 @@ impl ApplyStage {
                     "the time for stopping is over; work in flight is rolled back",
                 ));
             }
-            if self.idle_stored.elapsed() >= IDLE_STORE {
-                self.store_idle()?;
+            let is_late = self.undurable && self.durable_since.elapsed() >= DURABLE_EVERY;
+            if is_late || (self.idle.is_some() && self.idle_stored.elapsed() >= IDLE_STORE) {
+                self.settle()?;
             }
         }
     }
 
-    /// Commits the newest idle position, so that it may be confirmed.
-    fn store_idle(&mut self) -> Result<()> {
+    /// How long to wait for work: no longer than what is committed may be without being durable.
+    fn patience(&self) -> Duration {
+        if self.undurable && self.open.is_none() {
+            return DURABLE_EVERY.saturating_sub(self.durable_since.elapsed());
+        }
+        ABORT_TICK
+    }
+
+    /// Commits the newest idle position, and makes durable what is committed, so that both may be confirmed.
+    fn settle(&mut self) -> Result<()> {
         if self.open.is_some() {
             return Ok(());
         }
-        let Some(position) = self.idle.take() else {
-            return Ok(());
-        };
-        self.tracker.advance(&position)?;
-        if self.tracker.position() == self.checkpoint.position {
+        if let Some(position) = self.idle.take() {
+            self.tracker.advance(&position)?;
+        }
+        if self.tracker.position() == self.checkpoint.position && !self.undurable {
             return Ok(());
         }
         self.idle_stored = Instant::now();
         self.begin()?;
         failpoint!("idle.before-store", error);
-        self.commit()?;
+        self.commit_durably()?;
         failpoint!("idle.stored", error);
         Ok(())
     }
@@ -281,7 +296,38 @@ impl ApplyStage {
         Ok(())
     }
 
+    /// Commits, and waits until it is durable only now and then: a busy stream has many commits in the time of one wait.
     fn commit(&mut self) -> Result<()> {
+        let marks = self
+            .open
+            .as_ref()
+            .is_some_and(|open| !open.internal.markers.is_empty());
+        // Whoever waits for a marker acts on what is there.
+        if marks || self.control.stopping() || self.durable_since.elapsed() >= DURABLE_EVERY {
+            return self.commit_durably();
+        }
+        self.undurable = true;
+        self.commit_as(|sink, checkpoint| sink.commit_soon(checkpoint))
+    }
+
+    /// Commits, and with it makes durable what was committed before.
+    fn commit_durably(&mut self) -> Result<()> {
+        self.commit_as(|sink, checkpoint| sink.commit(checkpoint))?;
+        self.is_durable();
+        Ok(())
+    }
+
+    /// What is committed is durable.
+    fn is_durable(&mut self) {
+        self.durable.set(self.checkpoint.position.clone());
+        self.durable_since = Instant::now();
+        self.undurable = false;
+    }
+
+    fn commit_as(
+        &mut self,
+        commit: impl for<'s> FnOnce(&'s mut dyn Sink, &'s Checkpoint) -> BoxFuture<'s, CommitOutcome>,
+    ) -> Result<()> {
         let Some(mut open) = self.open.take() else {
             return Err(Error::bug("commit outside a target transaction"));
         };
@@ -294,7 +340,7 @@ impl ApplyStage {
             lane,
             ..
         } = self;
-        let outcome = run(runtime, control, lane.as_ref(), sink.commit(&open.checkpoint))?;
+        let outcome = run(runtime, control, lane.as_ref(), commit(&mut **sink, &open.checkpoint))?;
         self.committed(outcome, open)
     }
 
@@ -322,7 +368,9 @@ impl ApplyStage {
             rows: committed.sums.rows,
             internal: committed.sums.internal,
         };
-        self.committed(committed.outcome, open)
+        self.committed(committed.outcome, open)?;
+        self.is_durable();
+        Ok(())
     }
 
     /// Notes what is committed.
@@ -336,7 +384,6 @@ impl ApplyStage {
             .at(&open.checkpoint.position));
         }
         self.checkpoint = open.checkpoint.clone();
-        self.durable.set(open.checkpoint.position.clone());
         if let Some(lane) = &self.lane {
             lane.signals.reach(open.checkpoint.position.clone());
         }

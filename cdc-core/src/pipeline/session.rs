@@ -65,7 +65,7 @@ pub struct Session {
     pub sink: SinkMaker,
     /// makes another one for what is applied ahead of its commit, where that is wanted
     pub lane: Option<SinkMaker>,
-    /// the checkpoint as read from the target
+    /// the checkpoint as read from the target, durable there
     pub checkpoint: Checkpoint,
     /// the target's tables
     pub catalog: Arc<TargetCatalog>,
@@ -195,6 +195,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         idle: None,
         idle_stored: Instant::now(),
         lane,
+        durable_since: Instant::now(),
+        undurable: false,
     };
     let decode = DecodeStage {
         decoder,

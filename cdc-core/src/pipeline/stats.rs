@@ -47,7 +47,7 @@ pub struct StatsSnapshot {
     pub decoded_bytes: u64,
     /// changes decoded in this run, before they are applied, by operation
     pub decoded: OpCounts,
-    /// position durable on the target
+    /// position committed on the target
     pub applied: Option<Position>,
     /// source commit time of the newest applied transaction, microseconds since 1970-01-01 UTC
     pub applied_commit_micros: i64,

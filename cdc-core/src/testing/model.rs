@@ -175,7 +175,8 @@ impl ModelDatabase {
         self.tables.get(table)?.rows.get(&id)
     }
 
-    /// The rows that have these values in these columns, NULL equal to NULL.
+    /// The rows that have these values in these columns, NULL equal to NULL; those that are the same to the byte before
+    /// those that are merely equal.
     pub fn find(&self, table: &TableName, wanted: &[(usize, ModelValue)]) -> Vec<RowId> {
         self.tables
             .get(table)
@@ -482,11 +483,14 @@ impl Table {
                     .collect();
             }
         }
-        self.rows
-            .iter()
-            .filter(|(_, row)| self.matches(row, wanted))
-            .map(|(id, _)| *id)
-            .collect()
+        let equal = self.rows.iter().filter(|(_, row)| self.matches(row, wanted));
+        let mut equal: Vec<_> = equal.collect();
+        equal.sort_by_key(|(_, row)| {
+            wanted
+                .iter()
+                .any(|(column, value)| row.get(*column) != Some(value))
+        });
+        equal.into_iter().map(|(id, _)| *id).collect()
     }
 
     fn matches(&self, row: &ModelRow, wanted: &[(usize, ModelValue)]) -> bool {
@@ -580,5 +584,17 @@ mod tests {
         assert_eq!(db.contents(), before);
         assert_eq!(db.find(&parent, &[(0, value("1"))]), vec![id]);
         assert!(db.find(&parent, &[(0, value("7"))]).is_empty());
+    }
+
+    #[test]
+    fn of_equal_rows_the_same_one_is_found_first() {
+        let table = TableName::new("m", "keyless");
+        let mut column = ColumnSpec::text("name");
+        column.case_insensitive = true;
+        let mut db = ModelDatabase::new([TableSpec::new(table.clone(), vec![column])], false);
+        let upper = db.insert(&table, &[(0, value("A"))]).expect("no key");
+        let lower = db.insert(&table, &[(0, value("a"))]).expect("no key");
+        assert_eq!(db.find(&table, &[(0, value("a"))]), vec![lower, upper]);
+        assert_eq!(db.find(&table, &[(0, value("A"))]), vec![upper, lower]);
     }
 }

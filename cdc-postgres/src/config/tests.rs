@@ -225,6 +225,44 @@ fn wrong_values_name_the_right_ones() {
 }
 
 #[test]
+fn a_nul_is_refused_wherever_it_comes_from() {
+    for (url, parameter) in [
+        ("postgres://u\0x@h/d", "user"),
+        ("postgres://u:secret\0x@h/d", "password"),
+        ("postgres://h\0x/d", "host"),
+        ("postgres://h/d\0x", "dbname"),
+        ("postgres://h/d?options=-c a=b\0x", "options"),
+    ] {
+        let error = parse_env(url, &[("USER", "os")]).unwrap_err().to_string();
+        assert_eq!(error, format!("{parameter} must not hold a NUL character"));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let services = folder.path().join("services");
+    fs::write(&services, "[shop]\nhost=h\0x\n").unwrap();
+    let env = [("USER", "os"), ("PGSERVICEFILE", services.to_str().unwrap())];
+    let error = parse_env("postgres:///d?service=shop", &env)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "host must not hold a NUL character");
+}
+
+#[test]
+fn what_is_shown_is_a_url_of_the_same() {
+    for url in [
+        "postgres://u@a%40b%3Fc=%25:7/d",
+        "postgres://u@[fe80::1%25eth0],h/d",
+        "postgres://u%2F:p@h/d%2Fe?host=/run/pg,h&port=5,6",
+    ] {
+        let (config, again) = (parse(url), parse(&parse(url).redacted()));
+        assert_eq!(again.endpoints(), config.endpoints(), "{}", config.redacted());
+        assert_eq!(
+            (again.user(), again.database()),
+            (config.user(), config.database())
+        );
+    }
+}
+
+#[test]
 fn the_password_is_never_shown() {
     let config = parse("postgres://u:topsecret@h1:1,h2:2/d?options=-c%20my.key%3Dtopsecret&sslmode=require");
     let shown = format!("{config:?} {}", config.redacted());

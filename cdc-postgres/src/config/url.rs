@@ -2,7 +2,7 @@
 //!
 //! No error here quotes a part of the URL that could be a piece of a badly encoded password.
 
-use super::{ConfigError, Parameter};
+use super::{ConfigError, Endpoint, Parameter};
 
 /// Splits `url` into settings, in the order in which they count: a later one replaces an earlier one.
 pub(super) fn parse(url: &str) -> Result<Vec<(Parameter, String)>, ConfigError> {
@@ -137,6 +137,15 @@ pub(super) fn encode(text: &str) -> String {
         }
     }
     out
+}
+
+/// A server as it stands before the database in a URL.
+pub(super) fn authority(endpoint: &Endpoint) -> String {
+    let (host, port) = (encode(&endpoint.host()), endpoint.port());
+    if host.contains("%3A") {
+        return format!("[{}]:{port}", host.replace("%3A", ":"));
+    }
+    format!("{host}:{port}")
 }
 
 #[cfg(test)]

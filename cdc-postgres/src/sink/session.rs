@@ -33,15 +33,18 @@ pub(super) const BEGIN: &str = "begin";
 pub(super) const DEFER: &str = "defer";
 pub(super) const FENCE: &str = "fence";
 pub(super) const CHECKPOINT: &str = "checkpoint";
+pub(super) const SOON: &str = "soon";
 pub(super) const COMMIT: &str = "commit";
 
-const FIXED: [(&str, &str); 5] = [
+const FIXED: [(&str, &str); 6] = [
     // The isolation that waiting for the fence needs: what is found after the wait must be the newest row.
     (BEGIN, "BEGIN ISOLATION LEVEL READ COMMITTED"),
     // For sessions in which constraints are checked: what a statement of the source did to several rows comes row by
     // row, between which a constraint need not hold.
     (DEFER, "SET CONSTRAINTS ALL DEFERRED"),
     (FENCE, "SELECT cdc_sync.hold_fence($1::text, $2::int8)"),
+    // The COMMIT that follows is answered before it is durable.
+    (SOON, "SET LOCAL synchronous_commit = off"),
     (
         CHECKPOINT,
         "SELECT cdc_sync.store_checkpoint($1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::int8, \

@@ -15,6 +15,9 @@
 //! streamed (`ReorderBufferAbort`, `RBTXN_IS_STREAMED`), which is not so after it had written more than 4096 changes to
 //! disk. So the changes of subtransactions keep their id until the commit, when the server is asked which were rolled back.
 
+#[cfg(any(test, feature = "testing"))]
+mod alone;
+
 use std::collections::{HashMap, HashSet};
 
 use cdc_core::ahead::{Ahead, SharedSpill};
@@ -26,6 +29,9 @@ use crate::error::PgError;
 use crate::lsn::Lsn;
 use crate::pgoutput::PgDecoder;
 use crate::walsender::{Frame, parse_frame, split_frames};
+
+#[cfg(any(test, feature = "testing"))]
+pub use alone::StreamedFrames;
 
 /// Bytes of XLogData before the plugin's message.
 const HEADER_BYTES: usize = 25;

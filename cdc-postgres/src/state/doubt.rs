@@ -1,4 +1,4 @@
-//! Commits whose answer was lost, and waiting for them.
+//! Commits whose answer was lost, or that are not durable yet, and waiting for them.
 //!
 //! The server runs a COMMIT to its end whether or not its client is there (a deferred trigger, a synchronous standby
 //! may take their time). Until then the checkpoint tells what was before it, and a session that went on from there
@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cdc_core::{Action, Error, Kind, Result};
 use tokio_postgres::Client;
@@ -14,7 +15,11 @@ use crate::session::during;
 
 /// How long one attempt waits: the caller tries again, and looks in between whether it is to stop.
 const PATIENCE: &str = "SET lock_timeout = '5s'";
-/// Waits for every transaction that holds its share. Nothing is read from it: the statement that reads the checkpoint
+/// The same for the wait's own commit, which a synchronous standby that is away may keep from being durable: no setting
+/// bounds that, and one that is cancelled there says that all is well.
+const TURN: Duration = Duration::from_secs(8);
+/// Waits for every transaction that holds its share, and makes durable what they have committed: locking the row is a
+/// change, whose own commit is. Nothing is read from it: the statement that reads the checkpoint
 /// must begin after the wait, to see what it ended with.
 const WAIT: &str = "SELECT FROM cdc_sync.fence WHERE stream = $1 FOR NO KEY UPDATE";
 
@@ -37,29 +42,41 @@ impl Doubts {
             .batch_execute(PATIENCE)
             .await
             .map_err(during("preparing to wait for a commit"))?;
-        match client.execute(WAIT, &[&stream]).await {
+        let Ok(waited) = tokio::time::timeout(TURN, client.execute(WAIT, &[&stream])).await else {
+            return Err(pending(
+                stream,
+                "the target does not make durable what this job committed",
+            ));
+        };
+        match waited {
             Ok(_) => {
                 self.streams().remove(stream);
                 Ok(())
             }
-            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => Err(Error::new(
-                Kind::Unreachable,
-                "the target still runs a COMMIT of this job whose answer was lost; it is waited for",
-            )
-            .action(Action::Reconnect)
-            .object(format!("job {stream}"))
-            .remedy("look in pg_stat_activity on the target for what it waits for")),
+            Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => Err(pending(
+                stream,
+                "the target still runs a COMMIT of this job whose answer was lost",
+            )),
             Err(error) => Err(during("waiting for a commit whose answer was lost")(error)),
         }
     }
 }
 
-/// Whether a sink's commit may still run.
+fn pending(stream: &str, what: &str) -> Error {
+    Error::new(Kind::Unreachable, format!("{what}; it is waited for"))
+        .action(Action::Reconnect)
+        .object(format!("job {stream}"))
+        .remedy("look in pg_stat_activity on the target for what it waits for")
+}
+
+/// Whether a sink's commit may still run, or be lost.
 #[derive(Debug)]
 pub(crate) struct Doubt {
     of: Arc<Doubts>,
     stream: String,
     committing: bool,
+    /// Something is committed that is not durable yet: nobody must go on from it before it is.
+    undurable: bool,
 }
 
 impl Doubt {
@@ -69,6 +86,7 @@ impl Doubt {
             of,
             stream: stream.to_owned(),
             committing: false,
+            undurable: false,
         }
     }
 
@@ -77,9 +95,15 @@ impl Doubt {
         self.committing = true;
     }
 
-    /// The outcome is known.
+    /// The outcome is known: it failed.
     pub(crate) fn end(&mut self) {
         self.committing = false;
+    }
+
+    /// It is committed, and durable with all before it unless only `soon`.
+    pub(crate) fn committed(&mut self, soon: bool) {
+        self.committing = false;
+        self.undurable = soon;
     }
 
     /// The outcome is not known.
@@ -91,7 +115,7 @@ impl Doubt {
 
 impl Drop for Doubt {
     fn drop(&mut self) {
-        if self.committing {
+        if self.committing || self.undurable {
             self.remains();
         }
     }

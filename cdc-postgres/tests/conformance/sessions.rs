@@ -31,6 +31,14 @@ struct StopsAtEnd {
     control: Arc<Control>,
 }
 
+impl StopsAtEnd {
+    fn stop_at_end(&self, committed: &Checkpoint) {
+        if committed.position == self.end {
+            self.control.stop(Duration::from_secs(60));
+        }
+    }
+}
+
 impl Sink for StopsAtEnd {
     fn begin(&mut self) -> BoxFuture<'_, ()> {
         self.sink.begin()
@@ -43,9 +51,15 @@ impl Sink for StopsAtEnd {
     fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
         Box::pin(async {
             let outcome = self.sink.commit(checkpoint).await?;
-            if checkpoint.position == self.end {
-                self.control.stop(Duration::from_secs(60));
-            }
+            self.stop_at_end(checkpoint);
+            Ok(outcome)
+        })
+    }
+
+    fn commit_soon<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
+        Box::pin(async {
+            let outcome = self.sink.commit_soon(checkpoint).await?;
+            self.stop_at_end(checkpoint);
             Ok(outcome)
         })
     }

@@ -8,7 +8,7 @@ use cdc_core::plan::PlanMode;
 use cdc_core::seed::{BulkFormat, TablePart};
 use cdc_core::{Action, CommitOutcome, Engine, Kind, Position, TableName};
 use cdc_postgres::PgEngine;
-use testbed::{Gate, Proxy};
+use testbed::{Gate, PgCluster, Proxy};
 
 use crate::changes::{Changes, Of, table};
 use crate::on_each;
@@ -138,5 +138,136 @@ fn a_commit_whose_answer_was_lost_is_waited_for_by_who_applies() {
         });
         assert_eq!(state.unwrap().checkpoint, Some(checkpoint(1)));
         assert_eq!(target.sql("SELECT count(*) FROM t"), "1");
+    });
+}
+
+/// What happens between the first commit and the crash.
+#[derive(Clone, Copy)]
+enum Then {
+    Nothing,
+    /// another commit, which waits
+    Commits,
+    /// the sink breaks, and its site reads the checkpoint to go on from
+    GoesOn,
+    /// another process takes the stream over
+    TakenOver,
+}
+
+/// Commits a first group, then kills all processes of the server; returns the groups that the checkpoint has after that.
+async fn left_after_crash(cluster: &mut PgCluster, database: &str, soon: bool, then: Then) -> u64 {
+    cluster.create_database(database).unwrap();
+    {
+        let applying = site(cluster, database).await;
+        applying.prepare_state().await.unwrap();
+        let fence = applying
+            .take_fence(STREAM, Duration::from_secs(60))
+            .await
+            .unwrap();
+        applying
+            .start_stream(fence.epoch(), &checkpoint(0), &[], false)
+            .await
+            .unwrap();
+        let mut sink = applying.sink(STREAM, fence.epoch()).await.unwrap();
+        cluster.freeze_wal_writer().unwrap();
+        sink.begin().await.unwrap();
+        let first = checkpoint(1);
+        let committed = match soon {
+            true => sink.commit_soon(&first),
+            false => sink.commit(&first),
+        };
+        assert_eq!(committed.await.unwrap(), CommitOutcome::Done);
+        let others = site(cluster, database).await;
+        let seen = others.stream_state(STREAM).await.unwrap().checkpoint;
+        assert_eq!(seen.as_ref(), Some(&first), "others see it at once");
+        match then {
+            Then::Nothing => {}
+            Then::Commits => {
+                sink.begin().await.unwrap();
+                assert_eq!(sink.commit(&checkpoint(2)).await.unwrap(), CommitOutcome::Done);
+            }
+            Then::GoesOn => {
+                drop(sink);
+                let read = applying.stream_state(STREAM).await.unwrap().checkpoint;
+                assert_eq!(read, Some(first));
+            }
+            Then::TakenOver => {
+                drop((sink, fence));
+                let epoch = others.take_fence(STREAM, Duration::from_secs(60)).await.unwrap();
+                assert_eq!(epoch.epoch(), 2);
+            }
+        }
+        cluster.crash().unwrap();
+    }
+    cluster.start_again().unwrap();
+    let site = site(cluster, database).await;
+    let left = site.stream_state(STREAM).await.unwrap().checkpoint;
+    left.expect("the stream's start was durable").groups
+}
+
+/// What a commit is told to have made durable is there after a crash, and all before it; what was only said to come soon
+/// is not, and then its checkpoint is gone with it. Whoever goes on from a checkpoint finds it there as well.
+#[test]
+fn what_is_committed_soon_is_durable_with_the_next_commit() {
+    for major in [12, 18] {
+        // A worker's own commit would make durable what was committed before.
+        let builder = PgCluster::builder(major).setting("autovacuum", "off");
+        let mut cluster = builder.start().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        for (database, soon, then, left) in [
+            ("at_once", false, Then::Nothing, 1),
+            ("soon", true, Then::Nothing, 0),
+            ("both", true, Then::Commits, 2),
+            ("goes_on", true, Then::GoesOn, 1),
+            ("taken_over", true, Then::TakenOver, 1),
+        ] {
+            let found = runtime.block_on(left_after_crash(&mut cluster, database, soon, then));
+            assert_eq!(found, left, "{database} on {major}");
+        }
+    }
+}
+
+/// A standby that is away may keep a commit from being durable for long. Whoever is to go on applying looks in between
+/// whether it is to stop.
+#[test]
+fn what_does_not_become_durable_is_waited_for_in_turns() {
+    let cluster = PgCluster::builder(18).start().unwrap();
+    cluster.create_database("standby").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let applying = site(&cluster, "standby").await;
+        applying.prepare_state().await.unwrap();
+        let fence = applying
+            .take_fence(STREAM, Duration::from_secs(60))
+            .await
+            .unwrap();
+        applying
+            .start_stream(fence.epoch(), &checkpoint(0), &[], false)
+            .await
+            .unwrap();
+        let mut sink = applying.sink(STREAM, fence.epoch()).await.unwrap();
+        // The first one also stores what a sink needs once.
+        sink.begin().await.unwrap();
+        let first = sink.commit(&checkpoint(1)).await.unwrap();
+        assert_eq!(first, CommitOutcome::Done);
+        cluster.hold_durable_commits().unwrap();
+        sink.begin().await.unwrap();
+        let soon = sink.commit_soon(&checkpoint(2)).await.unwrap();
+        assert_eq!(soon, CommitOutcome::Done);
+        drop(sink);
+        let error = applying.stream_state(STREAM).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.what_to_do()),
+            (Kind::Unreachable, Action::Reconnect),
+            "{error:?}"
+        );
+        cluster.release_durable_commits().unwrap();
+        let state = applying.stream_state(STREAM).await.unwrap();
+        assert_eq!(state.checkpoint, Some(checkpoint(2)));
     });
 }

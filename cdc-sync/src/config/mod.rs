@@ -25,6 +25,7 @@ use cdc_core::{Error, Kind, Result};
 
 pub use expand::Environment;
 pub use keys::{KEYS, Key};
+pub use parse::parse;
 pub use policy::parse_policy_rule;
 pub use settings::{Flags, Settings};
 pub use template::{template, toml_string};
@@ -104,7 +105,7 @@ pub fn load(path: &Path, environment: Environment<'_>, overridden: &[&str]) -> R
             .remedy("give the path of an existing file with -c, or write one with `cdc-sync init`")
     })?;
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    parse::parse(&text, folder, environment, overridden).map_err(|issues| {
+    parse(&text, folder, environment, overridden).map_err(|issues| {
         let count = match issues.len() {
             1 => "1 error".to_owned(),
             n => format!("{n} errors"),

@@ -11,8 +11,11 @@ use super::keys::{KEYS, Key, RULES, Raw};
 use super::nearest::nearest;
 use super::{Issue, JobFile};
 
-/// Parses a job file; all issues in the order of their lines.
-pub(super) fn parse(
+/// Parses the text of a job file as [`load`](super::load) does; its relative files are looked up in `folder`.
+///
+/// # Errors
+/// Every issue, in the order of their lines.
+pub fn parse(
     text: &str,
     folder: &Path,
     environment: Environment<'_>,

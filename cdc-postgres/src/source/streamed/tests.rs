@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use cdc_core::RawChunk;
 use proptest::prelude::*;
 
 use super::*;
@@ -306,20 +307,16 @@ impl Server {
 }
 
 /// The messages that come out, and how many keepalives.
-fn sifted(chunks: Vec<Vec<u8>>, rolled_back: &HashSet<u32>) -> (Vec<Vec<u8>>, usize) {
-    let (mut streamed, mut out) = (Streamed::default(), Vec::new());
+fn sifted(chunks: Vec<RawChunk>, rolled_back: &HashSet<u32>) -> (Vec<Vec<u8>>, usize) {
+    let (mut streamed, mut out) = (StreamedFrames::default(), Vec::new());
     for mut chunk in chunks {
-        streamed.sift(&mut chunk, 0).unwrap();
-        out.extend(chunk);
-        while streamed.has_more() {
-            if let Some(doubtful) = streamed.doubtful() {
-                let found = doubtful.iter().filter(|xid| rolled_back.contains(xid));
-                let found = found.copied().collect();
-                streamed.settle(found);
-            }
-            let mut chunk = Vec::new();
-            streamed.fill(&mut chunk).unwrap();
-            out.extend(chunk);
+        streamed.sift(&mut chunk).unwrap();
+        let mut more = true;
+        while more {
+            out.append(&mut chunk.bytes);
+            more = streamed
+                .next(|xid| rolled_back.contains(&xid), &mut chunk)
+                .unwrap();
         }
     }
     let frames = split_frames(&out).map(|payload| parse_frame(payload.unwrap()).unwrap());
@@ -345,8 +342,7 @@ proptest! {
         let mut server = Server::default();
         steps.iter().for_each(|step| server.step(step));
         let cuts: Vec<usize> = cuts.into_iter().filter(|cut| *cut < server.frames.ends.len()).collect();
-        let chunks = server.frames.cut(&cuts).into_iter().map(|chunk| chunk.bytes).collect();
-        let (messages, keepalives) = sifted(chunks, &server.rolled_back);
+        let (messages, keepalives) = sifted(server.frames.cut(&cuts), &server.rolled_back);
         let sent = steps.iter().filter(|step| matches!(step, Step::Keepalive)).count();
         prop_assert_eq!(keepalives, sent);
         let (announcements, changes): (Vec<_>, Vec<_>) =

@@ -1,6 +1,8 @@
 //! The whole pipeline between a source and a target in memory, with faults on both sides: whatever breaks
 //! where, the target ends as the source is, every change applied once and counted once.
 
+mod durable;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,8 +12,8 @@ use cdc_core::pipeline::{Control, PipelineConfig, Session, StreamStats, run_sess
 use cdc_core::plan::TargetCatalog;
 use cdc_core::source::StreamStart;
 use cdc_core::testing::{
-    CellFormat, Fault, History, HistoryOptions, MemoryLog, MemoryTarget, Rng, SourceChange, SourceFault,
-    apply_event, batch_of, random_actions,
+    CellFormat, Fault, History, HistoryOptions, MemoryLog, MemorySink, MemoryTarget, Rng, SourceChange,
+    SourceFault, apply_event, batch_of, random_actions,
 };
 use cdc_core::{Checkpoint, Sink};
 
@@ -130,6 +132,14 @@ impl Stream {
     }
 
     fn session(&self) -> cdc_core::Result<()> {
+        self.session_with(|sink| Box::new(sink))
+    }
+
+    /// One session from the target's checkpoint, whose sink may be wrapped.
+    fn session_with(
+        &self,
+        wrap: impl FnOnce(MemorySink) -> Box<dyn Sink> + Send + 'static,
+    ) -> cdc_core::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .expect("a runtime");
@@ -147,7 +157,7 @@ impl Stream {
                 aside: Default::default(),
                 peer: None,
             },
-            sink: Box::new(move |_| Ok(Box::new(target.sink(STREAM, epoch)) as Box<dyn Sink>)),
+            sink: Box::new(move |_| Ok(wrap(target.sink(STREAM, epoch)))),
             lane: None,
             checkpoint,
             catalog: Arc::clone(&self.catalog),
