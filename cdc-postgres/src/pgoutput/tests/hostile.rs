@@ -83,7 +83,7 @@ fn a_message_cut_anywhere_is_an_error() {
 #[test]
 fn unknown_tags_are_named_with_their_place() {
     // Those of protocol versions 2 and 3 among them.
-    for tag in [b'S', b'E', b'A', b'b', b'P', b'K', b'r', b'p', 0] {
+    for tag in [b'S', b'E', b'c', b'A', b'b', b'P', b'K', b'r', b'p', 0] {
         assert_eq!(
             Message::parse(ProtocolVersion::V1, &[tag, 0, 0]).unwrap_err(),
             Malformed {
