@@ -31,9 +31,9 @@ use crate::walsender::{
 };
 use crate::wire::{Feature, silence};
 
-use streamed::{LaneDecoder, Streamed};
 #[cfg(any(test, feature = "testing"))]
 pub use streamed::StreamedFrames;
+use streamed::{LaneDecoder, Streamed};
 pub(crate) use tail::tail;
 
 /// Bytes after which a read hands its frames on.

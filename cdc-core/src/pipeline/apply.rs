@@ -340,7 +340,12 @@ impl ApplyStage {
             lane,
             ..
         } = self;
-        let outcome = run(runtime, control, lane.as_ref(), commit(&mut **sink, &open.checkpoint))?;
+        let outcome = run(
+            runtime,
+            control,
+            lane.as_ref(),
+            commit(&mut **sink, &open.checkpoint),
+        )?;
         self.committed(outcome, open)
     }
 
