@@ -108,7 +108,8 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
             .count()
     };
     let before = replays(&pair);
-    pair.on_green("BEGIN; LOCK TABLE shop.orders, shop.audit; SELECT pg_sleep(8); COMMIT")
+    // One table: who holds the first of two while it waits for the second can be in a deadlock with what is applied.
+    pair.on_green("BEGIN; LOCK TABLE shop.orders; SELECT pg_sleep(8); COMMIT")
         .expect("green is blocked");
     wait_for_green(&pair, &mut running, "after green's standstill");
     assert_eq!(replays(&pair), before, "the stream was started again");
