@@ -28,10 +28,13 @@ use origin::Place;
 pub(crate) use session::{SessionRole, replica_role};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cdc_core::plan::{ApplyPlan, Step};
 use cdc_core::sink::Applied;
 use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink, failpoint};
+
+use tokio::time::timeout;
 
 use crate::catalog::qualified;
 use crate::config::Config;
@@ -77,6 +80,11 @@ impl From<Error> for Flown {
     }
 }
 
+/// How long what was abandoned may take to end.
+const ABANDON: Duration = Duration::from_secs(1);
+/// Whether any session waits for a lock that this one holds.
+const WAITED_FOR: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks AS l WHERE NOT l.granted \
+    AND pg_catalog.pg_backend_pid() = ANY (pg_catalog.pg_blocking_pids(l.pid)))";
 /// `lock_not_available`
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
@@ -123,6 +131,8 @@ impl PgSink {
         if self.progress != Progress::None {
             return Err(Error::bug("a target transaction is begun while one is open"));
         }
+        // A transaction that an operation left open, dropped in its middle, goes with its connection.
+        self.connection.take_if(|connection| !connection.is_idle());
         if self.connection.is_none() {
             let (connection, role) =
                 session::open(&self.config, &self.stream, &self.epoch, self.place).await?;
@@ -365,6 +375,44 @@ impl PgSink {
         Ok(())
     }
 
+    async fn abandon_transaction(&mut self) -> Result<()> {
+        let Some(connection) = self.connection.as_mut() else {
+            self.progress = Progress::None;
+            return Ok(());
+        };
+        if connection.is_settled() {
+            return self.rollback_transaction().await;
+        }
+        // What of a flight reached the server before it was dropped is not known, nor which statements it has prepared:
+        // the connection is of no more use.
+        let ended = timeout(ABANDON, async {
+            connection.cancel().await?;
+            connection.simple_query("ROLLBACK").await
+        });
+        let ended = ended.await;
+        self.drop_connection();
+        match ended {
+            Ok(ended) => ended.map(drop).map_err(Error::from),
+            Err(_) => Err(not_connected()),
+        }
+    }
+
+    async fn is_waited_for(&mut self) -> Result<bool> {
+        let Some(connection) = self.connection.as_mut() else {
+            return Ok(false);
+        };
+        if connection.transaction_status() != TransactionStatus::InTransaction {
+            return Ok(false);
+        }
+        match connection.single_value(WAITED_FOR).await {
+            Ok(answer) => Ok(answer.as_deref() == Some("t")),
+            Err(error) => {
+                self.drop_connection();
+                Err(error.into())
+            }
+        }
+    }
+
     fn drop_connection(&mut self) {
         self.connection = None;
         self.progress = Progress::None;
@@ -573,5 +621,13 @@ impl Sink for PgSink {
 
     fn rollback(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(self.rollback_transaction())
+    }
+
+    fn abandon(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.abandon_transaction())
+    }
+
+    fn is_in_the_way(&mut self) -> BoxFuture<'_, bool> {
+        Box::pin(self.is_waited_for())
     }
 }

@@ -31,8 +31,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a transaction on the target is held open for a source that sends nothing more of it: its locks and its
 /// snapshot are in others' way.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long the target may take to roll back.
-const ROLL_BACK: Duration = Duration::from_secs(1);
+/// How often the target is asked whether others wait for what is locked.
+const WAY: Duration = Duration::from_secs(1);
+/// How long the target may take to roll back: a sink gives it a second.
+const ROLL_BACK: Duration = Duration::from_secs(5);
 
 /// What the apply thread tells the lane, and what it wants to know of it.
 #[derive(Debug, Default)]
@@ -40,11 +42,12 @@ pub(super) struct Signals {
     state: Mutex<State>,
     changed: Condvar,
     give_up: AtomicBool,
+    ended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// how far the stream is committed on the target
+    /// how far the stream is committed on the target; none until it is connected there
     reached: Option<Position>,
     /// whether the lane has a transaction open there
     open: bool,
@@ -62,9 +65,9 @@ impl Signals {
         self.lock().open
     }
 
-    /// Asks the lane to give up what it has, if anything.
-    pub(super) fn ask_to_give_up(&self) {
-        self.give_up.store(true, Ordering::SeqCst);
+    /// Has the lane give up what it has, and take nothing more.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
@@ -99,6 +102,8 @@ pub(super) struct Sums {
     pub(super) changes: ChangeCounts,
     pub(super) internal: InternalRows,
     pub(super) rows: u64,
+    decoded: OpCounts,
+    decoded_bytes: u64,
 }
 
 /// Asks the lane to commit what it has ready, with this checkpoint and its own sums.
@@ -144,11 +149,10 @@ pub(super) struct Asked {
     signals: Arc<Signals>,
 }
 
-/// What connects the apply thread with the lane; the stream is committed on the target up to `reached`.
-pub(super) fn connect(reached: Position) -> (Lane, Asked) {
+/// What connects the apply thread with the lane.
+pub(super) fn connect() -> (Lane, Asked) {
     let (asks, requests) = bounded(1);
     let signals = Arc::new(Signals::default());
-    signals.reach(reached);
     let lane = Lane {
         requests: asks,
         signals: Arc::clone(&signals),
@@ -168,6 +172,8 @@ pub(super) struct LaneStage {
     pub(super) control: Arc<Control>,
     pub(super) budget: Arc<Budget>,
     pub(super) stats: Arc<StreamStats>,
+    /// when the target was last asked whether the open transaction is in the way
+    pub(super) way: Instant,
 }
 
 impl LaneStage {
@@ -190,7 +196,7 @@ impl LaneStage {
         let began = Instant::now();
         self.asked.signals.give_up.store(false, Ordering::SeqCst);
         self.asked.signals.set_open(true);
-        let outcome = match self.apply(opening, frames) {
+        let outcome = match self.begin(opening, frames) {
             Ok(Some(sums)) => {
                 let _ = self.taken.outcome.send((number, Outcome::Ready));
                 return self.wait_for_commit(sums, began);
@@ -200,9 +206,19 @@ impl LaneStage {
         };
         self.roll_back();
         if let Err(error) = outcome {
-            tracing::debug!(%error, "a transaction is not applied ahead of its commit");
+            tracing::info!(%error, "a transaction is not applied ahead of its commit");
             let _ = self.taken.outcome.send((number, Outcome::GivenUp));
         }
+    }
+
+    fn begin(&mut self, opening: Vec<u8>, frames: &SharedSpill) -> Result<Option<Sums>> {
+        if self.control.lane_is_spared() {
+            return Err(Error::new(
+                Kind::Resource,
+                "another one was under way when the session before this one failed",
+            ));
+        }
+        self.apply(opening, frames)
     }
 
     /// Applies a transaction as it comes; `None` when the source takes it back.
@@ -223,7 +239,7 @@ impl LaneStage {
             self.wait_for_stream(&after)?;
             let more = frames.lock().read(segment, &mut part.chunk.bytes)?;
             if more == ended {
-                return Err(Error::bug("a segment was told of that is not there"));
+                return Err(Error::new(Kind::Resource, "a part of it was taken back"));
             }
             self.decode(&mut part)?;
             if part.rows >= self.limits.rows || part.bytes >= self.limits.bytes || ended {
@@ -247,7 +263,7 @@ impl LaneStage {
         Ok(Some(part.sums))
     }
 
-    fn next_task(&self) -> Result<Task> {
+    fn next_task(&mut self) -> Result<Task> {
         let since = Instant::now();
         loop {
             match self.taken.tasks.recv_timeout(TICK) {
@@ -279,8 +295,29 @@ impl LaneStage {
         }
     }
 
-    fn expect_wanted(&self) -> Result<()> {
-        unwanted(&self.control, &self.asked.signals)
+    /// An error when what is applied is to be given up, or keeps others from what they want of the target.
+    fn expect_wanted(&mut self) -> Result<()> {
+        let Self {
+            runtime,
+            sink,
+            asked,
+            control,
+            way,
+            ..
+        } = self;
+        unwanted(control, &asked.signals)?;
+        if way.elapsed() < WAY {
+            return Ok(());
+        }
+        *way = Instant::now();
+        if drive(
+            runtime,
+            || unwanted(control, &asked.signals),
+            sink.is_in_the_way(),
+        )? {
+            return Err(Error::new(Kind::Resource, "others wait for what it has locked"));
+        }
+        Ok(())
     }
 
     fn decode(&mut self, part: &mut Part) -> Result<()> {
@@ -294,11 +331,8 @@ impl LaneStage {
         if cfg!(debug_assertions) {
             batch.verify()?;
         }
-        let ops = OpCounts::of(batch.rows());
-        self.stats.update(|stats| {
-            stats.decoded_bytes += read;
-            stats.decoded.add(&ops);
-        });
+        part.sums.decoded_bytes += read;
+        part.sums.decoded.add(&OpCounts::of(batch.rows()));
         part.rows += batch.rows().len();
         part.bytes += batch.footprint();
         let (txns, rows) = (0..batch.txns().len(), 0..batch.rows().len());
@@ -381,6 +415,11 @@ impl LaneStage {
         } = self;
         let outcome = drive(runtime, || is_late(control), sink.commit(&checkpoint))?;
         failpoint!("ahead.committed");
+        // What is given up is decoded once more where it comes again, and counted there.
+        self.stats.update(|stats| {
+            stats.decoded_bytes += sums.decoded_bytes;
+            stats.decoded.add(&sums.decoded);
+        });
         Ok(Committed {
             outcome,
             checkpoint,
@@ -392,7 +431,7 @@ impl LaneStage {
     fn roll_back(&mut self) {
         let Self { runtime, sink, .. } = self;
         // The connection may be what failed; the server rolls back when it closes.
-        let _ = runtime.block_on(async { tokio::time::timeout(ROLL_BACK, sink.rollback()).await });
+        let _ = runtime.block_on(async { tokio::time::timeout(ROLL_BACK, sink.abandon()).await });
         self.asked.signals.set_open(false);
     }
 }
@@ -440,7 +479,8 @@ fn drive<T>(runtime: &Runtime, stop: impl Fn() -> Result<()>, mut operation: Box
 fn unwanted(control: &Control, signals: &Signals) -> Result<()> {
     // Whoever holds the stream compares and repairs rows on the target: nothing may be in the way.
     let is_held = control.gate.wanted().is_some();
-    if is_held || signals.give_up.load(Ordering::SeqCst) {
+    let flags = [&signals.give_up, &signals.ended];
+    if is_held || flags.iter().any(|flag| flag.load(Ordering::SeqCst)) {
         return Err(given_up());
     }
     is_late(control)

@@ -29,8 +29,6 @@ use crate::source::PositionTracker;
 const IDLE_STORE: Duration = Duration::from_secs(10);
 /// How often a statement under way looks whether the time for stopping is over.
 const ABORT_TICK: Duration = Duration::from_millis(250);
-/// How long an operation of the sink lasts before the lane is taken for what is in its way.
-const BLOCKED: Duration = Duration::from_secs(3);
 /// How long the lane may take to give up what it has.
 const LANE_GIVES_UP: Duration = Duration::from_secs(5);
 /// How long what is committed may not be durable yet, or to the end of the target transaction that is open by then. Until
@@ -76,7 +74,7 @@ pub(super) struct OpenTxn {
 
 impl ApplyStage {
     pub(super) fn run(mut self) -> Result<()> {
-        let ended = self.work_until_done();
+        let ended = self.admit_lane().and_then(|()| self.work_until_done());
         if ended.is_err() && self.lane.as_ref().is_some_and(|lane| lane.signals.is_open()) {
             // It may be what was in the way.
             self.control.spare_lane();
@@ -87,6 +85,19 @@ impl ApplyStage {
             let _ = runtime.block_on(async { tokio::time::timeout(ABORT_TICK * 4, sink.rollback()).await });
         }
         ended
+    }
+
+    /// Lets the lane connect once this thread has: what the target has one of (the last free origin, the last free
+    /// connection) is the stream's.
+    fn admit_lane(&mut self) -> Result<()> {
+        if self.lane.is_some() {
+            self.begin()?;
+            self.rollback()?;
+        }
+        if let Some(lane) = &self.lane {
+            lane.signals.reach(self.checkpoint.position.clone());
+        }
+        Ok(())
     }
 
     fn work_until_done(&mut self) -> Result<()> {
@@ -249,10 +260,9 @@ impl ApplyStage {
             runtime,
             sink,
             control,
-            lane,
             ..
         } = self;
-        run(runtime, control, lane.as_ref(), sink.apply(plan))
+        run(runtime, control, sink.apply(plan))
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -260,10 +270,9 @@ impl ApplyStage {
             runtime,
             sink,
             control,
-            lane,
             ..
         } = self;
-        run(runtime, control, lane.as_ref(), sink.begin())?;
+        run(runtime, control, sink.begin())?;
         self.open = Some(OpenTxn {
             began: Instant::now(),
             checkpoint: self.checkpoint.clone(),
@@ -337,15 +346,9 @@ impl ApplyStage {
             runtime,
             sink,
             control,
-            lane,
             ..
         } = self;
-        let outcome = run(
-            runtime,
-            control,
-            lane.as_ref(),
-            commit(&mut **sink, &open.checkpoint),
-        )?;
+        let outcome = run(runtime, control, commit(&mut **sink, &open.checkpoint))?;
         self.committed(outcome, open)
     }
 
@@ -585,25 +588,15 @@ impl ApplyStage {
             runtime,
             sink,
             control,
-            lane,
             ..
         } = self;
-        run(runtime, control, lane.as_ref(), sink.rollback())
+        run(runtime, control, sink.rollback())
     }
 }
 
 /// Runs one operation of the sink, giving up when the time for stopping is over: the dropped operation's
 /// transaction is rolled back with its connection.
-///
-/// One that takes long may wait for rows that the lane has locked, where the target has constraints that the source has
-/// not: then the lane gives way.
-fn run<T>(
-    runtime: &Runtime,
-    control: &Control,
-    lane: Option<&Lane>,
-    mut operation: BoxFuture<'_, T>,
-) -> Result<T> {
-    let began = Instant::now();
+fn run<T>(runtime: &Runtime, control: &Control, mut operation: BoxFuture<'_, T>) -> Result<T> {
     runtime.block_on(async {
         loop {
             match tokio::time::timeout(ABORT_TICK, &mut operation).await {
@@ -613,11 +606,6 @@ fn run<T>(
                         Kind::Interrupted,
                         "the time for stopping is over; work in flight is rolled back",
                     ));
-                }
-                Err(_) if began.elapsed() >= BLOCKED => {
-                    if let Some(lane) = lane.filter(|lane| lane.signals.is_open()) {
-                        lane.signals.ask_to_give_up();
-                    }
                 }
                 Err(_) => {}
             }

@@ -55,12 +55,12 @@ impl Control {
         self.renew.store(false, Ordering::SeqCst);
     }
 
-    /// Has the next session do without the lane.
+    /// Has the lane leave the next transaction alone: this one may have been what a session failed of.
     pub(crate) fn spare_lane(&self) {
         self.spare_lane.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the session that begins is to do without the lane.
+    /// Whether the lane is to leave the transaction alone that it is given now.
     pub(crate) fn lane_is_spared(&self) -> bool {
         self.spare_lane.swap(false, Ordering::SeqCst)
     }

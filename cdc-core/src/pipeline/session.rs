@@ -134,7 +134,6 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         rows: config.group_rows,
         bytes: config.group_bytes,
     };
-    let lane = lane.filter(|_| !control.lane_is_spared());
     let lane = lane.and_then(|sink| {
         let (ahead, taken) = ahead::lane();
         let decoders = source.hand_out(ahead)?;
@@ -142,7 +141,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     });
     let lane = lane.map(|(sink, decoders, taken)| {
         let runtime = runtime()?;
-        let (lane, asked) = super::ahead::connect(checkpoint.position.clone());
+        let (lane, asked) = super::ahead::connect();
         let stage = LaneStage {
             sink: sink(&runtime)?,
             runtime,
@@ -155,6 +154,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
             control: Arc::clone(&control),
             budget: Arc::clone(&budget),
             stats: Arc::clone(&stats),
+            way: Instant::now(),
         };
         Ok::<_, Error>((lane, stage))
     });
@@ -233,7 +233,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     // A thread whose neighbour failed ends quietly, so the order only decides between two real failures.
     let ends = [join(apply), join(plan), join(decode), join(read)];
     // It may wait for a lock while nobody waits for it.
-    signals.iter().for_each(|signals| signals.ask_to_give_up());
+    signals.iter().for_each(|signals| signals.end());
     let lane = lane.map_or(Ok(()), join);
     ends.into_iter().chain([lane]).collect::<Result<()>>()?;
     Ok(SessionEnd {

@@ -18,6 +18,9 @@ const TABLES: &str = "CREATE TABLE big (id int PRIMARY KEY, body text NOT NULL);
 const ROWS: u64 = 120_000;
 /// Rows of `big` that green holds and nobody sees.
 const AHEAD: &str = "SELECT pg_relation_size('big') > 2000000 AND NOT EXISTS (SELECT FROM big)";
+/// Whether anybody writes to `big`, or has and not ended.
+const LOCKED: &str =
+    "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'big'::regclass AND mode = 'RowExclusiveLock')";
 /// Whether the applying sessions are done with what they had open.
 const CLOSED: &str = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
     AND application_name LIKE 'cdc-sync%' AND xact_start IS NOT NULL)";
@@ -235,9 +238,19 @@ fn a_transaction_that_rests_is_given_up_and_arrives_all_the_same() {
     stage.written += 1;
     stage.wait("SELECT count(*) = 0 FROM big", &mut running);
     let session = stage.large(1, &mut running);
-    stage.pair.verb(&["verify"], 0).expect("both compare");
-    stage.commit(&session, ROWS);
-    stage.wait("SELECT count(*) = 120000 FROM big", &mut running);
+    let mut verify = stage.pair.spawn(&["verify"]).expect("verify starts");
+    let (deadline, mut rows) = (Instant::now() + LIMIT, ROWS);
+    while stage.pair.on_green(LOCKED).expect("green answers").trim() == "t" {
+        assert!(Instant::now() < deadline, "{}", running.stderr());
+        // It does not rest.
+        let more = format!("INSERT INTO big SELECT {rows} + n, md5(n::text) FROM generate_series(1, 1000) n");
+        stage.on(&session, &more);
+        rows += 1_000;
+    }
+    stage.commit(&session, rows);
+    let verified = verify.wait_timeout(LIMIT).expect("verify ends");
+    assert_eq!(verified.code(), Some(0), "{}", verified.stderr);
+    stage.wait(&format!("SELECT count(*) = {rows} FROM big"), &mut running);
     stage.expect_all(running);
 }
 
