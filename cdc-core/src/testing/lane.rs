@@ -31,7 +31,7 @@ impl LaneModel {
     /// Takes in what was told, reading what is written.
     ///
     /// # Errors
-    /// When a segment that was told of is not there.
+    /// When what is written cannot be read.
     pub fn listen(&mut self) -> Result<()> {
         while let Ok(task) = self.taken.tasks.try_recv() {
             match (task, &mut self.given) {
@@ -52,9 +52,12 @@ impl LaneModel {
                     });
                 }
                 (Task::More(_), Some(given)) => {
-                    let more = given.frames.lock().read(given.segments, &mut given.bytes)?;
-                    assert!(more, "a segment was told of that is not there");
+                    let is_there = given.frames.lock().read(given.segments, &mut given.bytes)?;
                     given.segments += 1;
+                    if !is_there {
+                        // It was taken back meanwhile.
+                        self.give_up();
+                    }
                 }
                 (Task::End(_), Some(given)) => {
                     let more = given.frames.lock().read(given.segments, &mut given.bytes)?;
