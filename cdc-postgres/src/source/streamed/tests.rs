@@ -483,7 +483,7 @@ proptest! {
     fn what_goes_ahead_is_what_the_rest_lacks(
         steps in steps(),
         cuts in prop::collection::btree_set(0_usize..200, 0..9),
-        answers in prop::collection::vec(prop::bool::weighted(0.8), 1..9),
+        answers in prop::collection::vec(prop::bool::weighted(0.95), 1..30),
     ) {
         let mut server = Server::default();
         steps.iter().for_each(|step| server.step(step));
