@@ -47,7 +47,8 @@ pub(super) struct ApplyStage {
     pub(super) tracker: Box<dyn PositionTracker>,
     pub(super) work: Receiver<Work>,
     pub(super) free: Sender<()>,
-    pub(super) recycled: Sender<Arc<Batch>>,
+    pub(super) recycled_batches: Sender<Arc<Batch>>,
+    pub(super) recycled_plans: Sender<Box<ApplyPlan>>,
     pub(super) durable: Arc<Durable>,
     pub(super) control: Arc<Control>,
     pub(super) stats: Arc<StreamStats>,
@@ -110,7 +111,7 @@ impl ApplyStage {
                     at_boundary,
                 }) => {
                     let _ = self.free.try_send(());
-                    self.apply(*plan, internal, at_boundary)?;
+                    self.apply(plan, internal, at_boundary)?;
                 }
                 Ok(Work::Refused { group, error }) => return Err(self.refused(&group, error)?),
                 Ok(Work::Idle(position)) => self.idle = Some(position),
@@ -170,24 +171,24 @@ impl ApplyStage {
         Ok(())
     }
 
-    fn apply(&mut self, mut plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {
+    fn apply(&mut self, mut plan: Box<ApplyPlan>, internal: InternalRows, at_boundary: bool) -> Result<()> {
         self.idle = None;
         if let Some(txn) = plan.group.ahead() {
             self.commit_ahead(txn)?;
-            self.recycle(plan.group);
+            self.recycle(plan);
             return Ok(());
         }
         let fresh = self.open.is_none();
         if fresh {
             self.begin()?;
         }
-        let (plan, applied) = match self.try_plan(&mut plan) {
-            Ok(applied) => (plan, applied),
+        let applied = match self.try_plan(&mut plan) {
+            Ok(applied) => applied,
             Err(error) if redo_in_order(&error) => {
                 self.remember_order(&error, &plan);
-                let mut plan = self.planner.compile(plan.group, PlanMode::Ordered)?;
+                self.planner.compile_into(&mut plan, PlanMode::Ordered)?;
                 match self.try_plan(&mut plan) {
-                    Ok(applied) => (plan, applied),
+                    Ok(applied) => applied,
                     Err(error) if splittable(&error) => {
                         return self.one_by_one(&plan.group, fresh, at_boundary, error);
                     }
@@ -200,18 +201,20 @@ impl ApplyStage {
         if at_boundary {
             self.commit()?;
         }
-        self.recycle(plan.group);
+        self.recycle(plan);
         Ok(())
     }
 
-    fn recycle(&self, group: TxnGroup) {
-        for mut piece in group.pieces {
+    fn recycle(&self, mut plan: Box<ApplyPlan>) {
+        for mut piece in plan.group.pieces.drain(..) {
             // One that reaches into the next group is handed back with that.
             if let Some(batch) = Arc::get_mut(&mut piece.batch) {
                 batch.clear();
-                let _ = self.recycled.try_send(piece.batch);
+                let _ = self.recycled_batches.try_send(piece.batch);
             }
         }
+        plan.clear();
+        let _ = self.recycled_plans.try_send(plan);
     }
 
     /// The error of a group that cannot be planned, once everything before its cause is applied.
@@ -525,10 +528,8 @@ impl ApplyStage {
                 other => vec![other],
             };
             for single in singles {
-                let mut one = ApplyPlan {
-                    steps: vec![single],
-                    ..plan.clone()
-                };
+                let mut one = plan.clone();
+                one.steps = vec![single];
                 let applied = match self.try_plan(&mut one) {
                     Ok(applied) => applied,
                     Err(error) => {

@@ -135,12 +135,14 @@ impl Grouper {
         self.sealed || self.rows >= self.limits.rows || self.bytes >= self.limits.bytes
     }
 
-    /// Hands out the group, and whether its last transaction has ended.
-    pub(super) fn cut(&mut self) -> (TxnGroup, bool) {
+    /// Puts the group in the place of a former one, whose memory is used again; whether its last transaction has ended.
+    pub(super) fn cut(&mut self, group: &mut TxnGroup) -> bool {
+        group.pieces.clear();
+        std::mem::swap(&mut self.group, group);
         self.rows = 0;
         self.bytes = 0;
         self.sealed = false;
-        (std::mem::take(&mut self.group), !self.open)
+        !self.open
     }
 
     /// Whether batches wait to be taken.

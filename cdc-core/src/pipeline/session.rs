@@ -29,6 +29,9 @@ const CHUNKS: usize = 8;
 /// Batches under way between decoder and planner: with chunks of 256 KiB, 8 MiB.
 const BATCHES: usize = 32;
 
+/// Plans under way between planner and sink: one being applied, one ready for it.
+const PLANS: usize = 2;
+
 /// The memory budget in groups: one being applied, one planned, one gathered, and what is decoded meanwhile.
 const BUDGET_GROUPS: usize = 4;
 
@@ -164,7 +167,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let (chunk_tx, chunk_rx) = bounded(CHUNKS);
     let (emptied_tx, emptied_rx) = bounded(CHUNKS);
     let (batch_tx, batch_rx) = bounded(BATCHES);
-    let (recycled_tx, recycled_rx) = bounded(2 * BATCHES);
+    let (recycled_batch_tx, recycled_batch_rx) = bounded(2 * BATCHES);
+    let (recycled_plan_tx, recycled_plan_rx) = bounded(PLANS);
     let (work_tx, work_rx) = bounded(1);
     let (free_tx, free_rx) = bounded(1);
     let (apply_ended_tx, apply_ended_rx) = bounded(0);
@@ -175,6 +179,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         batches: batch_rx,
         free: free_rx,
         work: work_tx,
+        recycled: recycled_plan_rx,
         control: Arc::clone(&control),
     };
     let apply = ApplyStage {
@@ -186,7 +191,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         tracker: decoder.tracker(),
         work: work_rx,
         free: free_tx,
-        recycled: recycled_tx,
+        recycled_batches: recycled_batch_tx,
+        recycled_plans: recycled_plan_tx,
         durable: Arc::clone(&durable),
         control: Arc::clone(&control),
         stats: Arc::clone(&stats),
@@ -203,7 +209,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         chunks: chunk_rx,
         emptied: emptied_tx,
         batches: batch_tx,
-        recycled: recycled_rx,
+        recycled: recycled_batch_rx,
         budget: Arc::clone(&budget),
         stats,
     };
