@@ -22,7 +22,7 @@ use crate::batch::{Batch, OpCounts};
 use crate::error::{Action, Error, Kind, Result};
 use crate::failpoint;
 use crate::model::{ChangeCounts, Position};
-use crate::plan::{Piece, PlanMode, Planner, TxnGroup};
+use crate::plan::{ApplyPlan, Piece, PlanMode, Planner};
 use crate::sink::{Checkpoint, CommitOutcome, Sink};
 use crate::source::{Decoder, PositionTracker, RawChunk};
 
@@ -336,7 +336,7 @@ impl LaneStage {
         part.rows += batch.rows().len();
         part.bytes += batch.footprint();
         let (txns, rows) = (0..batch.txns().len(), 0..batch.rows().len());
-        part.group.pieces.push(Piece {
+        part.plan.group.pieces.push(Piece {
             batch: shared,
             txns,
             rows,
@@ -346,9 +346,9 @@ impl LaneStage {
 
     fn apply_part(&mut self, part: &mut Part) -> Result<()> {
         (part.rows, part.bytes) = (0, 0);
-        let group = std::mem::take(&mut part.group);
-        let internal = internal_rows(&group)?;
-        let plan = self.planner.compile(group, PlanMode::Net)?;
+        let plan = &mut part.plan;
+        let internal = internal_rows(&plan.group)?;
+        self.planner.compile_into(plan, PlanMode::Net)?;
         if plan.decides() {
             // What a policy notes of a change names the transaction by its commit, which is not known yet.
             return Err(Error::new(Kind::Conflict, "a policy decides about a table"));
@@ -363,18 +363,19 @@ impl LaneStage {
         let applied = if plan.is_empty() {
             Default::default()
         } else {
-            drive(runtime, || unwanted(control, &asked.signals), sink.apply(&plan))?
+            drive(runtime, || unwanted(control, &asked.signals), sink.apply(plan))?
         };
-        part.sums.changes += counted(&plan, applied)?;
+        part.sums.changes += counted(plan, applied)?;
         part.sums.rows += plan.applied;
         part.sums.internal.beats.extend(internal.beats);
         part.sums.internal.markers.extend(internal.markers);
-        for mut piece in plan.group.pieces {
+        for mut piece in plan.group.pieces.drain(..) {
             if let Some(batch) = Arc::get_mut(&mut piece.batch) {
                 batch.clear();
                 part.free.push(piece.batch);
             }
         }
+        plan.clear();
         Ok(())
     }
 
@@ -440,7 +441,7 @@ impl LaneStage {
 struct Part {
     decoder: Box<dyn Decoder>,
     chunk: RawChunk,
-    group: TxnGroup,
+    plan: ApplyPlan,
     rows: usize,
     bytes: usize,
     /// cleared, to be filled again
@@ -454,7 +455,7 @@ impl Part {
         Self {
             decoder,
             chunk: RawChunk::new(opening),
-            group: TxnGroup::default(),
+            plan: ApplyPlan::default(),
             rows: 0,
             bytes: 0,
             free: Vec::new(),
