@@ -376,25 +376,24 @@ impl PgSink {
     }
 
     async fn abandon_transaction(&mut self) -> Result<()> {
-        let Some(connection) = self.connection.as_mut() else {
-            self.progress = Progress::None;
+        self.progress = Progress::None;
+        let Some(mut connection) = self.connection.take() else {
             return Ok(());
         };
-        if connection.is_settled() {
-            return self.rollback_transaction().await;
-        }
-        // What of a flight reached the server before it was dropped is not known, nor which statements it has prepared:
-        // the connection is of no more use.
+        let is_settled = connection.is_settled();
         let ended = timeout(ABANDON, async {
-            connection.cancel().await?;
-            connection.simple_query("ROLLBACK").await
+            if !is_settled {
+                connection.cancel().await?;
+            }
+            if !connection.is_idle() {
+                connection.simple_query("ROLLBACK").await?;
+            }
+            Ok::<_, Error>(())
         });
-        let ended = ended.await;
-        self.drop_connection();
-        match ended {
-            Ok(ended) => ended.map(drop).map_err(Error::from),
-            Err(_) => Err(not_connected()),
-        }
+        let ended = ended.await.unwrap_or_else(|_| Err(not_connected()));
+        // What of a flight reached the server before it was dropped is not known, nor which statements it has prepared.
+        self.connection = Some(connection).filter(|_| is_settled && ended.is_ok());
+        ended
     }
 
     async fn is_waited_for(&mut self) -> Result<bool> {

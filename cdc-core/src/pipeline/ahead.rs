@@ -174,6 +174,9 @@ pub(super) struct LaneStage {
     pub(super) stats: Arc<StreamStats>,
     /// when the target was last asked whether the open transaction is in the way
     pub(super) way: Instant,
+    /// where a session begins that follows one which failed beside the lane: nothing is applied ahead until something is
+    /// committed, so that it comes further than that one did
+    pub(super) spared: Option<Position>,
 }
 
 impl LaneStage {
@@ -212,11 +215,21 @@ impl LaneStage {
     }
 
     fn begin(&mut self, opening: Vec<u8>, frames: &SharedSpill) -> Result<Option<Sums>> {
-        if self.control.lane_is_spared() {
-            return Err(Error::new(
-                Kind::Resource,
-                "another one was under way when the session before this one failed",
-            ));
+        if let Some(start) = &self.spared {
+            if self
+                .asked
+                .signals
+                .lock()
+                .reached
+                .as_ref()
+                .is_none_or(|reached| reached == start)
+            {
+                return Err(Error::new(
+                    Kind::Resource,
+                    "one was under way when the session before this one failed",
+                ));
+            }
+            self.spared = None;
         }
         self.apply(opening, frames)
     }
@@ -272,31 +285,34 @@ impl LaneStage {
                 Err(RecvTimeoutError::Timeout) if since.elapsed() >= IDLE => {
                     return Err(Error::new(Kind::Resource, "it has sent nothing for long"));
                 }
-                Err(RecvTimeoutError::Timeout) => self.expect_wanted()?,
+                Err(RecvTimeoutError::Timeout) => self.expect_wanted(unwanted)?,
             }
         }
     }
 
     /// Waits until what the next part depends on is committed on the target.
     fn wait_for_stream(&mut self, after: &Position) -> Result<()> {
+        let mut known = None;
         loop {
-            self.expect_wanted()?;
-            if self.tracker.has_reached(after)? {
-                return Ok(());
-            }
+            self.expect_wanted(unwanted)?;
             let state = self.asked.signals.lock();
-            let newest = state.reached.clone();
-            if newest.as_ref() == Some(&self.tracker.position()) {
+            if state.reached == known {
                 drop(self.asked.signals.wait(state));
-            } else if let Some(newest) = newest {
-                drop(state);
-                self.tracker.advance(&newest)?;
+                continue;
+            }
+            known.clone_from(&state.reached);
+            drop(state);
+            if let Some(newest) = &known {
+                self.tracker.advance(newest)?;
+                if self.tracker.has_reached(after)? {
+                    return Ok(());
+                }
             }
         }
     }
 
-    /// An error when what is applied is to be given up, or keeps others from what they want of the target.
-    fn expect_wanted(&mut self) -> Result<()> {
+    /// An error when what is applied is to be given up by `wanted`, or keeps others from what they want of the target.
+    fn expect_wanted(&mut self, wanted: fn(&Control, &Signals) -> Result<()>) -> Result<()> {
         let Self {
             runtime,
             sink,
@@ -305,16 +321,12 @@ impl LaneStage {
             way,
             ..
         } = self;
-        unwanted(control, &asked.signals)?;
+        wanted(control, &asked.signals)?;
         if way.elapsed() < WAY {
             return Ok(());
         }
         *way = Instant::now();
-        if drive(
-            runtime,
-            || unwanted(control, &asked.signals),
-            sink.is_in_the_way(),
-        )? {
+        if drive(runtime, || wanted(control, &asked.signals), sink.is_in_the_way())? {
             return Err(Error::new(Kind::Resource, "others wait for what it has locked"));
         }
         Ok(())
@@ -386,7 +398,8 @@ impl LaneStage {
             match self.asked.requests.recv_timeout(TICK) {
                 Ok(request) => break Some(request),
                 Err(RecvTimeoutError::Disconnected) => break None,
-                Err(RecvTimeoutError::Timeout) if ready && self.expect_wanted().is_err() => {
+                // Whoever wants the stream held gets it behind this one, which is on its way.
+                Err(RecvTimeoutError::Timeout) if ready && self.expect_wanted(given_up_for).is_err() => {
                     self.roll_back();
                     ready = false;
                 }
@@ -476,12 +489,19 @@ fn drive<T>(runtime: &Runtime, stop: impl Fn() -> Result<()>, mut operation: Box
     })
 }
 
-/// An error when what is applied is to be given up.
+/// An error when what is applied in part is to be given up.
 fn unwanted(control: &Control, signals: &Signals) -> Result<()> {
     // Whoever holds the stream compares and repairs rows on the target: nothing may be in the way.
-    let is_held = control.gate.wanted().is_some();
+    if control.gate.wanted().is_some() {
+        return Err(given_up());
+    }
+    given_up_for(control, signals)
+}
+
+/// An error when the apply thread wants it given up.
+fn given_up_for(control: &Control, signals: &Signals) -> Result<()> {
     let flags = [&signals.give_up, &signals.ended];
-    if is_held || flags.iter().any(|flag| flag.load(Ordering::SeqCst)) {
+    if flags.iter().any(|flag| flag.load(Ordering::SeqCst)) {
         return Err(given_up());
     }
     is_late(control)

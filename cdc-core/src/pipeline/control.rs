@@ -55,12 +55,12 @@ impl Control {
         self.renew.store(false, Ordering::SeqCst);
     }
 
-    /// Has the lane leave the next transaction alone: this one may have been what a session failed of.
+    /// Has the lane of the next session begin late: it may be what this one failed of.
     pub(crate) fn spare_lane(&self) {
         self.spare_lane.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the lane is to leave the transaction alone that it is given now.
+    /// Whether the lane of the session that begins is to begin late.
     pub(crate) fn lane_is_spared(&self) -> bool {
         self.spare_lane.swap(false, Ordering::SeqCst)
     }

@@ -158,6 +158,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
             budget: Arc::clone(&budget),
             stats: Arc::clone(&stats),
             way: Instant::now(),
+            spared: control.lane_is_spared().then(|| checkpoint.position.clone()),
         };
         Ok::<_, Error>((lane, stage))
     });
@@ -226,6 +227,9 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         confirmed: 0,
     };
 
+    let lane = lane_stage
+        .map(|lane| spawn("cdc-lane", move || lane.run()))
+        .transpose()?;
     let apply = spawn("cdc-apply", move || {
         let _ended = apply_ended_tx;
         apply.run()
@@ -233,9 +237,6 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let plan = spawn("cdc-plan", move || plan.run())?;
     let decode = spawn("cdc-decode", move || decode.run())?;
     let read = spawn("cdc-source", move || read.run())?;
-    let lane = lane_stage
-        .map(|lane| spawn("cdc-lane", move || lane.run()))
-        .transpose()?;
     // A thread whose neighbour failed ends quietly, so the order only decides between two real failures.
     let ends = [join(apply), join(plan), join(decode), join(read)];
     // It may wait for a lock while nobody waits for it.

@@ -28,6 +28,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "4"),
 ];
 
+/// What is applied ahead waits for nobody who may in turn wait for it: not long enough for the server to look for a
+/// deadlock, of which it might make the stream the victim.
+const LANE_GIVES_WAY: (&str, &str) = ("lock_timeout", "500ms");
+
 /// The names of the statements around every group.
 pub(super) const BEGIN: &str = "begin";
 pub(super) const DEFER: &str = "defer";
@@ -60,7 +64,11 @@ pub(super) async fn open(
     epoch: &str,
     place: Place,
 ) -> Result<(Connection, SessionRole)> {
-    let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
+    let settings = match place {
+        Place::Stream => SETTINGS.to_vec(),
+        Place::Lane => [SETTINGS, &[LANE_GIVES_WAY]].concat(),
+    };
+    let mut connection = Connection::connect(config, &Purpose::Sql, &settings).await?;
     let role = if try_replica_role(&mut connection).await? {
         SessionRole::Replica
     } else {
