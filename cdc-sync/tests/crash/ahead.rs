@@ -239,14 +239,7 @@ fn a_transaction_that_rests_is_given_up_and_arrives_all_the_same() {
     stage.wait("SELECT count(*) = 0 FROM big", &mut running);
     let session = stage.large(1, &mut running);
     let mut verify = stage.pair.spawn(&["verify"]).expect("verify starts");
-    let (deadline, mut rows) = (Instant::now() + LIMIT, ROWS);
-    while stage.pair.on_green(LOCKED).expect("green answers").trim() == "t" {
-        assert!(Instant::now() < deadline, "{}", running.stderr());
-        // It does not rest.
-        let more = format!("INSERT INTO big SELECT {rows} + n, md5(n::text) FROM generate_series(1, 1000) n");
-        stage.on(&session, &more);
-        rows += 1_000;
-    }
+    let rows = ROWS + stage.go_on(&session, ROWS + 1, UNLOCKED, &mut running);
     stage.commit(&session, rows);
     let verified = verify.wait_timeout(LIMIT).expect("verify ends");
     assert_eq!(verified.code(), Some(0), "{}", verified.stderr);
