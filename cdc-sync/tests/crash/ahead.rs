@@ -18,9 +18,9 @@ const TABLES: &str = "CREATE TABLE big (id int PRIMARY KEY, body text NOT NULL);
 const ROWS: u64 = 120_000;
 /// Rows of `big` that green holds and nobody sees.
 const AHEAD: &str = "SELECT pg_relation_size('big') > 2000000 AND NOT EXISTS (SELECT FROM big)";
-/// Whether anybody writes to `big`, or has and not ended.
-const LOCKED: &str =
-    "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'big'::regclass AND mode = 'RowExclusiveLock')";
+/// Whether nobody writes to `big`, or has and not ended.
+const UNLOCKED: &str =
+    "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE relation = 'big'::regclass AND mode = 'RowExclusiveLock')";
 /// Whether the applying sessions are done with what they had open.
 const CLOSED: &str = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
     AND application_name LIKE 'cdc-sync%' AND xact_start IS NOT NULL)";
@@ -109,6 +109,24 @@ impl Stage {
             &format!("SELECT n = {} FROM small WHERE id = {id}", n.trim()),
             running,
         );
+    }
+
+    /// Has a transaction go on, so that it does not rest, until green says so; how many rows it has more, from this on.
+    fn go_on(&self, session: &Client, from: u64, question: &str, running: &mut Process) -> u64 {
+        let (deadline, mut rows) = (Instant::now() + LIMIT, 0);
+        while self.pair.on_green(question).expect("green answers").trim() != "t" {
+            assert!(
+                running.is_running() && Instant::now() < deadline,
+                "{question}: {}",
+                running.stderr()
+            );
+            let first = from + rows;
+            let more =
+                format!("INSERT INTO big SELECT {first} + n, md5(n::text) FROM generate_series(0, 999) n");
+            self.on(session, &more);
+            rows += 1_000;
+        }
+        rows
     }
 
     /// Waits until green says so.
@@ -206,9 +224,14 @@ fn what_stands_in_the_way_of_the_stream_is_given_up() {
     stage.on(&session, "BEGIN; UPDATE small SET n = 7 WHERE id = 1");
     stage.on(&session, &rows(1));
     stage.wait(AHEAD, &mut running);
-    stage.small(2, &mut running);
-    stage.commit(&session, ROWS + 1);
-    stage.wait("SELECT count(*) = 120000 FROM big", &mut running);
+    stage
+        .pair
+        .on_blue("UPDATE small SET n = 8 WHERE id = 2")
+        .expect("blue takes it");
+    let arrived = "SELECT n = 8 FROM small WHERE id = 2";
+    let rows = ROWS + stage.go_on(&session, ROWS + 1, arrived, &mut running);
+    stage.commit(&session, rows + 2);
+    stage.wait(&format!("SELECT count(*) = {rows} FROM big"), &mut running);
     stage.wait("SELECT n = 2 FROM own.counter", &mut running);
     stage
         .pair
