@@ -89,6 +89,7 @@ fn session(corpus: &Corpus, catalog: &Arc<cdc_core::plan::TargetCatalog>) -> (Se
             peer: None,
         },
         sink: Box::new(|_| Ok(Box::new(Discard))),
+        lane: None,
         checkpoint: Checkpoint {
             stream: "bench".into(),
             source: SourceIdentity {

@@ -453,6 +453,12 @@ pub trait Site: Send + Sync {
     /// When the connection cannot be made.
     fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>>;
 
+    /// Another one beside it, which applies transactions ahead of their commits ([`crate::ahead`]).
+    ///
+    /// # Errors
+    /// When the connection cannot be made.
+    fn lane<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>>;
+
     /// Sets each sequence to `max(target, source + buffer × increment)`. One that no replicated table takes values from
     /// may be missing: it is left out.
     ///

@@ -12,6 +12,7 @@
 //! - [`compare`]: rows of two sites in one order, for comparing them
 //! - [`repair`]: writing the source's rows where they were found to differ
 //! - [`engine`]: how a database is reached and inspected ([`Engine`], [`Site`])
+//! - [`ahead`]: handing out a transaction before it has committed
 //! - [`spill`]: what has to be set aside for a while and is too large for memory
 //! - [`pipeline`]: the threads between a source and a sink
 //! - [`error`]: one error type, with what to do about it
@@ -20,6 +21,7 @@
 //!
 //! Nothing here does network I/O, and nothing here names a database product.
 
+pub mod ahead;
 pub mod batch;
 pub mod capture;
 pub mod compare;

@@ -94,4 +94,24 @@ pub trait Sink: Send {
     /// # Errors
     /// When the connection is lost; the transaction is gone all the same.
     fn rollback(&mut self) -> BoxFuture<'_, ()>;
+
+    /// Gives up the open transaction though an operation may have been dropped in its middle: what the target still does
+    /// for it is cancelled, and when it has not ended in a second its connection is closed, which ends it.
+    ///
+    /// A sink that wraps another one passes it on, or waits for what was dropped.
+    ///
+    /// # Errors
+    /// As [`Sink::rollback`].
+    fn abandon(&mut self) -> BoxFuture<'_, ()> {
+        self.rollback()
+    }
+
+    /// Whether another session waits for what the open transaction has locked on the target. A target that cannot tell says
+    /// no.
+    ///
+    /// # Errors
+    /// When the connection is lost, and the transaction with it.
+    fn is_in_the_way(&mut self) -> BoxFuture<'_, bool> {
+        Box::pin(async { Ok(false) })
+    }
 }

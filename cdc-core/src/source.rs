@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
+use crate::ahead::{Ahead, DecoderMaker};
 use crate::batch::Batch;
 use crate::engine::SiteIdentity;
 use crate::error::Result;
@@ -56,6 +57,15 @@ pub trait Source: Send {
     /// # Errors
     /// [`crate::Kind::PositionLost`] when the log is not the one of the checkpoint or no longer reaches back.
     fn open<'a>(&'a mut self, start: &'a StreamStart) -> BoxFuture<'a, Box<dyn Decoder>>;
+
+    /// Gives the source, once it is open, the way by which transactions are applied ahead of their commits. Returns what
+    /// decodes them; `None` from a source that tells of a transaction only when it has committed.
+    ///
+    /// Of a transaction that was applied so, the stream has a record of kind
+    /// [`TxnKind::Ahead`](crate::model::TxnKind::Ahead) alone.
+    fn hand_out(&mut self, _ahead: Ahead) -> Option<DecoderMaker> {
+        None
+    }
 
     /// Waits for at least one frame, then takes what has arrived, up to the engine's chunk size; appends to
     /// `chunk`. Cancel-safe: unread bytes stay buffered, whole frames already in `chunk` stay valid.

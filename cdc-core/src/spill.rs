@@ -155,42 +155,31 @@ impl<F: Read + Write + Seek> Spill<F> {
         Ok(())
     }
 
-    /// Ends the adding; what was added can be taken out.
-    pub fn into_reader(self) -> SpillReader<F> {
-        SpillReader {
-            file: self.file,
-            segments: self.segments.into_iter().enumerate(),
-            open: self.open,
+    /// How many segments are written. A cut may take some away.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Appends the records of segment `number` to `out`, or, when there are only that many, those that are not written yet;
+    /// `false` when no more can follow.
+    ///
+    /// # Errors
+    /// [`Kind::Local`] when the file does not have what was written to it.
+    pub fn read(&mut self, number: usize, out: &mut Vec<u8>) -> Result<bool> {
+        if let Some(segment) = self.segments.get(number) {
+            read(&mut self.file, *segment, number as u64, out)?;
+            return Ok(true);
         }
+        if number == self.segments.len() {
+            out.extend_from_slice(&self.open);
+        }
+        Ok(false)
     }
 }
 
 impl Segment {
     fn end(&self) -> u64 {
         self.at + HEADER_BYTES as u64 + self.length
-    }
-}
-
-/// Hands out what was set aside, in the order of adding.
-#[derive(Debug)]
-pub struct SpillReader<F = File> {
-    file: F,
-    segments: std::iter::Enumerate<std::vec::IntoIter<Segment>>,
-    open: Vec<u8>,
-}
-
-impl<F: Read + Seek> SpillReader<F> {
-    /// Appends the next records to `out`; `false` when there are no more.
-    ///
-    /// # Errors
-    /// [`Kind::Local`] when the file does not have what was written to it.
-    pub fn next(&mut self, out: &mut Vec<u8>) -> Result<bool> {
-        if let Some((number, segment)) = self.segments.next() {
-            read(&mut self.file, segment, number as u64, out)?;
-            return Ok(true);
-        }
-        out.append(&mut self.open);
-        Ok(false)
     }
 }
 
@@ -292,14 +281,15 @@ mod tests {
     }
 
     /// What comes out, and how it ended.
-    fn drain<F: Read + Write + Seek>(spill: Spill<F>) -> (Vec<u8>, Result<bool>) {
-        let (mut reader, mut out) = (spill.into_reader(), Vec::new());
-        loop {
-            match reader.next(&mut out) {
+    fn drain<F: Read + Write + Seek>(spill: &mut Spill<F>) -> (Vec<u8>, Result<bool>) {
+        let mut out = Vec::new();
+        for number in 0.. {
+            match spill.read(number, &mut out) {
                 Ok(true) => {}
                 ended => return (out, ended),
             }
         }
+        unreachable!("segments are numbered without end")
     }
 
     /// A file on a system that loses writes: each is kept whole, in part or not at all, as after a power cut before it
@@ -343,7 +333,7 @@ mod tests {
         fn what_was_added_and_not_cut_off_comes_out(steps in steps()) {
             let mut spill = Spill::over(Cursor::new(Vec::new()));
             let model = run(&mut spill, &steps).unwrap();
-            let (out, ended) = drain(spill);
+            let (out, ended) = drain(&mut spill);
             prop_assert!(ended.is_ok());
             prop_assert!(out == model);
         }
@@ -360,7 +350,7 @@ mod tests {
             match run(&mut spill, &steps) {
                 Err(error) => prop_assert!(loses && error.kind() == Kind::Local),
                 Ok(model) => {
-                    let (out, ended) = drain(spill);
+                    let (out, ended) = drain(&mut spill);
                     prop_assert!(model.starts_with(&out));
                     prop_assert_eq!(ended.is_ok(), out == model);
                     prop_assert!(loses || ended.is_ok());

@@ -1,9 +1,15 @@
 //! A plan applied must leave what the changes one by one leave: random tables, keys, facts, histories, group
 //! borders and modes against the model.
 
-use cdc_core::plan::{ApplyPlan, Step};
+use std::sync::Arc;
+
+use cdc_core::Batch;
+use cdc_core::plan::{ApplyPlan, Piece, PlanMode, Planner, Step, TxnGroup};
 use cdc_core::testing::conformance::{HistoryRun, MemorySinkHarness, apply_log, apply_windows};
-use cdc_core::testing::{Action, CellFormat, History, HistoryOptions, Rng, random_actions};
+use cdc_core::testing::{
+    Action, CellFormat, History, HistoryOptions, MemoryTarget, Rng, SourceTxn, batch_of, net_window,
+    random_actions,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngSeed};
 
@@ -154,4 +160,139 @@ fn nets(plan: &mut ApplyPlan) -> impl Iterator<Item = &mut cdc_core::plan::NetTa
         Step::Net(net) => Some(net),
         _ => None,
     })
+}
+
+/// A history's log in batches of a few transactions each.
+fn log_batches(history: &History, format: &CellFormat, rng: &mut Rng) -> Vec<Arc<Batch>> {
+    let schemas = history.source.schemas(format);
+    let mut batches = Vec::new();
+    let mut rest = history.source.txns();
+    while !rest.is_empty() {
+        let (some, others) = rest.split_at(rest.len().min(1 + rng.below(4)));
+        batches.push(Arc::new(batch_of(some, &schemas, format).expect("a batch")));
+        rest = others;
+    }
+    batches
+}
+
+/// Groups of all kinds: some of the log's transactions, a net window, and both together, which no planner accepts.
+fn any_groups(history: &History, rng: &mut Rng) -> Vec<TxnGroup> {
+    let format = CellFormat::text();
+    let batches = log_batches(history, &format, rng);
+    let whole = |batch: &Arc<Batch>| Piece {
+        batch: Arc::clone(batch),
+        txns: 0..batch.txns().len(),
+        rows: 0..batch.rows().len(),
+    };
+    let last = history
+        .source
+        .txns()
+        .last()
+        .map_or(0, |txn: &SourceTxn| txn.offset);
+    let window = net_window(&history.source, 0, last, rng);
+    let schemas = history.source.schemas(&format);
+    let window = window.map(|txn| whole(&Arc::new(batch_of(&[txn], &schemas, &format).expect("a batch"))));
+    (0..8)
+        .map(|_| {
+            let from = rng.below(batches.len());
+            let pieces = batches.iter().skip(from).take(rng.below(4)).map(whole);
+            match (&window, rng.below(5)) {
+                (Some(window), 0) => TxnGroup {
+                    pieces: vec![window.clone()],
+                },
+                (Some(window), 1) => TxnGroup {
+                    pieces: pieces.chain([window.clone()]).collect(),
+                },
+                _ => TxnGroup {
+                    pieces: pieces.collect(),
+                },
+            }
+        })
+        .collect()
+}
+
+/// All that a plan says. Its batches are told by their addresses.
+fn said(plan: &ApplyPlan) -> String {
+    let pieces = plan.group.pieces.iter();
+    let pieces: Vec<_> = pieces
+        .map(|piece| (Arc::as_ptr(&piece.batch), &piece.txns, &piece.rows))
+        .collect();
+    let counts = (plan.applied, plan.coalesced);
+    format!(
+        "{:?}",
+        (
+            pieces,
+            &plan.tables,
+            &plan.steps,
+            &plan.merged,
+            counts,
+            &plan.labels
+        )
+    )
+}
+
+/// Whether every group is planned in the memory of the one before as it is planned afresh.
+fn compare_recycled(history: &History, seed: u64) -> Result<(), TestCaseError> {
+    let mut rng = Rng::new(seed);
+    let catalog = MemoryTarget::new(history.target.clone(), seed).catalog();
+    history
+        .marked_ordered
+        .iter()
+        .for_each(|name| catalog.set_ordered(name));
+    let mut afresh = Planner::new(Arc::clone(&catalog));
+    let (mut again, mut plan) = (Planner::new(catalog), ApplyPlan::default());
+    for group in any_groups(history, &mut rng) {
+        let mode = if rng.percent(30) {
+            PlanMode::Ordered
+        } else {
+            PlanMode::Net
+        };
+        // As the apply thread leaves it: cleared, or about to be redone in order.
+        if rng.percent(50) {
+            plan.clear();
+            prop_assert_eq!(said(&plan), said(&ApplyPlan::default()));
+        }
+        plan.labels.push(vec!["of the plan before".into()]);
+        plan.group.pieces.clear();
+        plan.group.pieces.extend_from_slice(&group.pieces);
+        match (afresh.compile(group, mode), again.compile_into(&mut plan, mode)) {
+            (Ok(fresh), Ok(())) => prop_assert_eq!(said(&plan), said(&fresh)),
+            (Err(fresh), Err(error)) => prop_assert_eq!(error.to_string(), fresh.to_string()),
+            (fresh, recycled) => prop_assert!(false, "{:?} but {:?}", recycled, fresh),
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(config(500))]
+
+    #[test]
+    fn a_plan_in_used_memory_is_the_plan(seed in any::<u64>(), txns in transactions()) {
+        compare_recycled(&History::new(seed, HistoryOptions::ALL, &txns), seed)?;
+        compare_recycled(&History::new(seed, HistoryOptions::WINDOWS, &txns), seed)?;
+    }
+}
+
+#[test]
+fn a_cleared_plan_keeps_neither_batches_nor_tables() {
+    let mut rng = Rng::new(3);
+    let history = History::new(3, HistoryOptions::ALL, &random_actions(&mut rng, 20, 8));
+    let batches = log_batches(&history, &CellFormat::text(), &mut rng);
+    let mut planner = Planner::new(MemoryTarget::new(history.target.clone(), 3).catalog());
+    let pieces = batches.iter().map(|batch| Piece {
+        batch: Arc::clone(batch),
+        txns: 0..batch.txns().len(),
+        rows: 0..batch.rows().len(),
+    });
+    let group = TxnGroup {
+        pieces: pieces.collect(),
+    };
+    let mut plan = planner.compile(group, PlanMode::Net).expect("a plan");
+    let planned = plan.tables.clone();
+    drop(planner);
+    assert!(!planned.is_empty() && batches.iter().all(|batch| Arc::strong_count(batch) == 2));
+    plan.clear();
+    assert!(batches.iter().all(|batch| Arc::strong_count(batch) == 1));
+    assert!(planned.iter().all(|table| Arc::strong_count(table) == 1));
 }

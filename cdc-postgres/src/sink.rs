@@ -24,13 +24,17 @@ mod tables;
 mod values;
 
 pub(crate) use origin::CameFrom;
+use origin::Place;
 pub(crate) use session::{SessionRole, replica_role};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cdc_core::plan::{ApplyPlan, Step};
 use cdc_core::sink::Applied;
 use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink, failpoint};
+
+use tokio::time::timeout;
 
 use crate::catalog::qualified;
 use crate::config::Config;
@@ -76,6 +80,11 @@ impl From<Error> for Flown {
     }
 }
 
+/// How long what was abandoned may take to end.
+const ABANDON: Duration = Duration::from_secs(1);
+/// Whether any session waits for a lock that this one holds.
+const WAITED_FOR: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks AS l WHERE NOT l.granted \
+    AND pg_catalog.pg_backend_pid() = ANY (pg_catalog.pg_blocking_pids(l.pid)))";
 /// `lock_not_available`
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
@@ -85,6 +94,8 @@ pub(crate) struct PgSink {
     config: Config,
     stream: String,
     epoch: String,
+    /// which of the job's origins it has
+    place: Place,
     connection: Option<Connection>,
     role: SessionRole,
     tables: Tables,
@@ -100,6 +111,7 @@ impl PgSink {
             config,
             stream: stream.to_owned(),
             epoch: epoch.to_string(),
+            place: Place::Stream,
             connection: None,
             role: SessionRole::Origin,
             tables: Tables::new(&Arc::from(stream)),
@@ -109,12 +121,21 @@ impl PgSink {
         }
     }
 
+    /// Makes it the one that applies ahead of the stream.
+    pub(crate) fn ahead(mut self) -> Self {
+        self.place = Place::Lane;
+        self
+    }
+
     async fn begin_transaction(&mut self) -> Result<()> {
         if self.progress != Progress::None {
             return Err(Error::bug("a target transaction is begun while one is open"));
         }
+        // A transaction that an operation left open, dropped in its middle, goes with its connection.
+        self.connection.take_if(|connection| !connection.is_idle());
         if self.connection.is_none() {
-            let (connection, role) = session::open(&self.config, &self.stream, &self.epoch).await?;
+            let (connection, role) =
+                session::open(&self.config, &self.stream, &self.epoch, self.place).await?;
             (self.connection, self.role) = (Some(connection), role);
             self.tables.forget();
         }
@@ -354,6 +375,43 @@ impl PgSink {
         Ok(())
     }
 
+    async fn abandon_transaction(&mut self) -> Result<()> {
+        self.progress = Progress::None;
+        let Some(mut connection) = self.connection.take() else {
+            return Ok(());
+        };
+        let is_settled = connection.is_settled();
+        let ended = timeout(ABANDON, async {
+            if !is_settled {
+                connection.cancel().await?;
+            }
+            if !connection.is_idle() {
+                connection.simple_query("ROLLBACK").await?;
+            }
+            Ok::<_, Error>(())
+        });
+        let ended = ended.await.unwrap_or_else(|_| Err(not_connected()));
+        // What of a flight reached the server before it was dropped is not known, nor which statements it has prepared.
+        self.connection = Some(connection).filter(|_| is_settled && ended.is_ok());
+        ended
+    }
+
+    async fn is_waited_for(&mut self) -> Result<bool> {
+        let Some(connection) = self.connection.as_mut() else {
+            return Ok(false);
+        };
+        if connection.transaction_status() != TransactionStatus::InTransaction {
+            return Ok(false);
+        }
+        match connection.single_value(WAITED_FOR).await {
+            Ok(answer) => Ok(answer.as_deref() == Some("t")),
+            Err(error) => {
+                self.drop_connection();
+                Err(error.into())
+            }
+        }
+    }
+
     fn drop_connection(&mut self) {
         self.connection = None;
         self.progress = Progress::None;
@@ -562,5 +620,13 @@ impl Sink for PgSink {
 
     fn rollback(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(self.rollback_transaction())
+    }
+
+    fn abandon(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.abandon_transaction())
+    }
+
+    fn is_in_the_way(&mut self) -> BoxFuture<'_, bool> {
+        Box::pin(self.is_waited_for())
     }
 }

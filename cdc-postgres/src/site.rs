@@ -439,6 +439,11 @@ impl Site for PgSite {
         Box::pin(async move { Ok(Box::new(sink) as Box<dyn Sink>) })
     }
 
+    fn lane<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>> {
+        let sink = PgSink::new(self.config.clone(), stream, epoch, Arc::clone(&self.doubts)).ahead();
+        Box::pin(async move { Ok(Box::new(sink) as Box<dyn Sink>) })
+    }
+
     fn advance_sequences<'a>(
         &'a self,
         source: &'a [SequenceState],

@@ -8,6 +8,7 @@ mod tail;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use cdc_core::ahead::{Ahead, DecoderMaker};
 use cdc_core::engine::JobNames;
 use cdc_core::source::{Decoder, Source, StreamStart};
 use cdc_core::{
@@ -30,9 +31,9 @@ use crate::walsender::{
 };
 use crate::wire::{Feature, silence};
 
-use streamed::Streamed;
 #[cfg(any(test, feature = "testing"))]
 pub use streamed::StreamedFrames;
+use streamed::{LaneDecoder, Streamed};
 pub(crate) use tail::tail;
 
 /// Bytes after which a read hands its frames on.
@@ -65,6 +66,10 @@ pub struct PgSource {
     sender: Option<WalSender>,
     /// large transactions that are still running, where the server sends them
     streamed: Option<Streamed>,
+    /// a decoder as it was when the stream started
+    fresh: Option<PgDecoder>,
+    /// the newest position up to which a table was copied apart from the stream
+    seeded: Lsn,
     /// the question which subtransactions of one of them were rolled back
     asking: Option<JoinHandle<Result<HashSet<u32>>>>,
     /// the newest position seen in a frame
@@ -103,6 +108,8 @@ impl PgSource {
             options: WalSenderOptions::default(),
             sender: None,
             streamed: None,
+            fresh: None,
+            seeded: Lsn::ZERO,
             asking: None,
             received: Lsn::ZERO,
             durable: Lsn::ZERO,
@@ -157,6 +164,13 @@ impl PgSource {
             .map_err(|error| self.stream_error(error))?;
         tracing::info!(slot = self.slot, position = %from, server = %sender.server_version(), "stream started");
         self.sender = Some(sender);
+        self.fresh = Some(decoder.clone());
+        let seeded = start.seeded_to.values().map(position_lsn);
+        self.seeded = seeded
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .max()
+            .unwrap_or_default();
         // The checkpoint is on the target, so the slot may know of it at once.
         self.received = from;
         self.durable = from;
@@ -360,6 +374,13 @@ impl Source for PgSource {
         })
     }
 
+    fn hand_out(&mut self, ahead: Ahead) -> Option<DecoderMaker> {
+        let (streamed, fresh) = (self.streamed.as_mut()?, self.fresh.clone()?);
+        streamed.hand_out(ahead, self.durable, self.seeded);
+        let decoder = LaneDecoder(fresh);
+        Some(Box::new(move || Box::new(decoder.clone())))
+    }
+
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let begin = chunk.bytes.len();
@@ -373,6 +394,10 @@ impl Source for PgSource {
                     let answer = asking.await;
                     self.asking = None;
                     streamed.settle(answer.map_err(|_| not_open())??);
+                }
+                if let Some(lane) = streamed.asks_lane() {
+                    let ready = lane.is_ready().await;
+                    streamed.lane_answers(ready);
                 }
                 chunk.received = Some(Instant::now());
                 return streamed.fill(&mut chunk.bytes);

@@ -44,9 +44,9 @@ pub(crate) fn run(bytes: &[u8]) {
             }
             assert_eq!(spill.length(), model.bytes.len() as u64);
         }
-        let (mut reader, mut out) = (spill.into_reader(), Vec::new());
-        loop {
-            let more = reader.next(&mut out);
+        let mut out = Vec::new();
+        for number in 0.. {
+            let more = spill.read(number, &mut out);
             assert!(model.bytes.starts_with(&out));
             match more {
                 Ok(true) => {}

@@ -14,6 +14,19 @@ pub enum TxnKind {
     /// The net change of each key over a window of versions. Applied alone: deletes child to parent, then
     /// upserts parent to child, in one target transaction; never merged with another.
     NetWindow,
+    /// Ordered changes of a log that were handed out before the commit ([`crate::ahead`]), and are applied but for it.
+    /// The record says where they take effect; it has no rows and does not count them.
+    Ahead,
+}
+
+impl TxnKind {
+    /// Whether such a transaction is never grouped with another.
+    pub fn is_alone(self) -> bool {
+        match self {
+            Self::Log => false,
+            Self::NetWindow | Self::Ahead => true,
+        }
+    }
 }
 
 /// A source transaction, or the part of one that lies in a batch.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::runtime::Runtime;
 
+use super::ahead::Lane;
 use super::control::Control;
 use super::internal::{InternalRows, internal_rows};
 use super::plan::Work;
@@ -19,7 +20,7 @@ use crate::batch::Batch;
 use crate::conflict::{Conflict, ConflictHandler, Policy};
 use crate::error::{Action, Error, Kind, Result};
 use crate::failpoint;
-use crate::model::Position;
+use crate::model::{ChangeCounts, Position, TxnRecord};
 use crate::plan::{ApplyPlan, PlanMode, PlannedTable, Planner, Step, TargetCatalog, TargetTable, TxnGroup};
 use crate::sink::{Applied, Checkpoint, CommitOutcome, Sink};
 use crate::source::PositionTracker;
@@ -28,6 +29,8 @@ use crate::source::PositionTracker;
 const IDLE_STORE: Duration = Duration::from_secs(10);
 /// How often a statement under way looks whether the time for stopping is over.
 const ABORT_TICK: Duration = Duration::from_millis(250);
+/// How long the lane may take to give up what it has.
+const LANE_GIVES_UP: Duration = Duration::from_secs(5);
 /// How long what is committed may not be durable yet, or to the end of the target transaction that is open by then. Until
 /// it is, it is not confirmed to the source.
 const DURABLE_EVERY: Duration = Duration::from_millis(200);
@@ -44,7 +47,8 @@ pub(super) struct ApplyStage {
     pub(super) tracker: Box<dyn PositionTracker>,
     pub(super) work: Receiver<Work>,
     pub(super) free: Sender<()>,
-    pub(super) recycled: Sender<Arc<Batch>>,
+    pub(super) recycled_batches: Sender<Arc<Batch>>,
+    pub(super) recycled_plans: Sender<Box<ApplyPlan>>,
     pub(super) durable: Arc<Durable>,
     pub(super) control: Arc<Control>,
     pub(super) stats: Arc<StreamStats>,
@@ -52,6 +56,8 @@ pub(super) struct ApplyStage {
     pub(super) open: Option<OpenTxn>,
     pub(super) idle: Option<Position>,
     pub(super) idle_stored: Instant,
+    /// what applies transactions before they have committed, where the source hands such out
+    pub(super) lane: Option<Lane>,
     /// when everything that was committed was last durable
     pub(super) durable_since: Instant,
     /// whether something that is committed is not durable yet
@@ -69,13 +75,30 @@ pub(super) struct OpenTxn {
 
 impl ApplyStage {
     pub(super) fn run(mut self) -> Result<()> {
-        let ended = self.work_until_done();
+        let ended = self.admit_lane().and_then(|()| self.work_until_done());
+        if ended.is_err() && self.lane.as_ref().is_some_and(|lane| lane.signals.is_open()) {
+            // It may be what was in the way.
+            self.control.spare_lane();
+        }
         if self.open.take().is_some() {
             let Self { runtime, sink, .. } = &mut self;
             // The connection may be what failed; the server rolls back when it closes.
             let _ = runtime.block_on(async { tokio::time::timeout(ABORT_TICK * 4, sink.rollback()).await });
         }
         ended
+    }
+
+    /// Lets the lane connect once this thread has: what the target has one of (the last free origin, the last free
+    /// connection) is the stream's.
+    fn admit_lane(&mut self) -> Result<()> {
+        if self.lane.is_some() {
+            self.begin()?;
+            self.rollback()?;
+        }
+        if let Some(lane) = &self.lane {
+            lane.signals.reach(self.checkpoint.position.clone());
+        }
+        Ok(())
     }
 
     fn work_until_done(&mut self) -> Result<()> {
@@ -88,12 +111,15 @@ impl ApplyStage {
                     at_boundary,
                 }) => {
                     let _ = self.free.try_send(());
-                    self.apply(*plan, internal, at_boundary)?;
+                    self.apply(plan, internal, at_boundary)?;
                 }
                 Ok(Work::Refused { group, error }) => return Err(self.refused(&group, error)?),
                 Ok(Work::Idle(position)) => self.idle = Some(position),
                 Ok(Work::Held(barrier)) => {
                     self.settle()?;
+                    if let Some(lane) = &self.lane {
+                        lane.signals.give_up(LANE_GIVES_UP);
+                    }
                     self.control
                         .gate
                         .answer(barrier, self.checkpoint.position.clone());
@@ -145,19 +171,24 @@ impl ApplyStage {
         Ok(())
     }
 
-    fn apply(&mut self, mut plan: ApplyPlan, internal: InternalRows, at_boundary: bool) -> Result<()> {
+    fn apply(&mut self, mut plan: Box<ApplyPlan>, internal: InternalRows, at_boundary: bool) -> Result<()> {
         self.idle = None;
+        if let Some(txn) = plan.group.ahead() {
+            self.commit_ahead(txn)?;
+            self.recycle(plan);
+            return Ok(());
+        }
         let fresh = self.open.is_none();
         if fresh {
             self.begin()?;
         }
-        let (plan, applied) = match self.try_plan(&mut plan) {
-            Ok(applied) => (plan, applied),
+        let applied = match self.try_plan(&mut plan) {
+            Ok(applied) => applied,
             Err(error) if redo_in_order(&error) => {
                 self.remember_order(&error, &plan);
-                let mut plan = self.planner.compile(plan.group, PlanMode::Ordered)?;
+                self.planner.compile_into(&mut plan, PlanMode::Ordered)?;
                 match self.try_plan(&mut plan) {
-                    Ok(applied) => (plan, applied),
+                    Ok(applied) => applied,
                     Err(error) if splittable(&error) => {
                         return self.one_by_one(&plan.group, fresh, at_boundary, error);
                     }
@@ -170,14 +201,20 @@ impl ApplyStage {
         if at_boundary {
             self.commit()?;
         }
-        for mut piece in plan.group.pieces {
+        self.recycle(plan);
+        Ok(())
+    }
+
+    fn recycle(&self, mut plan: Box<ApplyPlan>) {
+        for mut piece in plan.group.pieces.drain(..) {
             // One that reaches into the next group is handed back with that.
             if let Some(batch) = Arc::get_mut(&mut piece.batch) {
                 batch.clear();
-                let _ = self.recycled.try_send(piece.batch);
+                let _ = self.recycled_batches.try_send(piece.batch);
             }
         }
-        Ok(())
+        plan.clear();
+        let _ = self.recycled_plans.try_send(plan);
     }
 
     /// The error of a group that cannot be planned, once everything before its cause is applied.
@@ -207,6 +244,21 @@ impl ApplyStage {
             });
             plan.labels = labels.collect();
         }
+        let applied = self.send_plan(plan);
+        let Some(lane) = &self.lane else {
+            return applied;
+        };
+        match applied {
+            Err(error) if redo_in_order(&error) && lane.signals.is_open() => {
+                tracing::debug!(%error, "tried again without what is applied ahead");
+                lane.signals.give_up(LANE_GIVES_UP);
+                self.send_plan(plan)
+            }
+            applied => applied,
+        }
+    }
+
+    fn send_plan(&mut self, plan: &ApplyPlan) -> Result<Applied> {
         let Self {
             runtime,
             sink,
@@ -239,10 +291,8 @@ impl ApplyStage {
         let Some(open) = &mut self.open else {
             return Err(Error::bug("accounting outside a target transaction"));
         };
-        let before = open.checkpoint.changes;
         for piece in &plan.group.pieces {
             for txn in piece.batch.txns().get(piece.txns.clone()).unwrap_or_default() {
-                open.checkpoint.changes += txn.counts;
                 if txn.last {
                     self.tracker.fold(txn)?;
                     open.checkpoint.transactions += 1;
@@ -251,19 +301,7 @@ impl ApplyStage {
                 }
             }
         }
-        let changes = &mut open.checkpoint.changes;
-        changes.applied += plan
-            .applied
-            .saturating_sub(applied.superseded + applied.dead_lettered);
-        changes.superseded += applied.superseded;
-        changes.dead_lettered += applied.dead_lettered;
-        changes.coalesced += plan.coalesced;
-        if before.balanced() && !open.checkpoint.changes.balanced() {
-            return Err(Error::bug(format!(
-                "the accounting broke: {:?}",
-                open.checkpoint.changes
-            )));
-        }
+        open.checkpoint.changes += counted(plan, applied)?;
         open.rows += plan.applied;
         open.internal.beats.extend(internal.beats);
         open.internal.markers.extend(internal.markers);
@@ -287,10 +325,15 @@ impl ApplyStage {
     /// Commits, and with it makes durable what was committed before.
     fn commit_durably(&mut self) -> Result<()> {
         self.commit_as(|sink, checkpoint| sink.commit(checkpoint))?;
+        self.is_durable();
+        Ok(())
+    }
+
+    /// What is committed is durable.
+    fn is_durable(&mut self) {
         self.durable.set(self.checkpoint.position.clone());
         self.durable_since = Instant::now();
         self.undurable = false;
-        Ok(())
     }
 
     fn commit_as(
@@ -308,18 +351,53 @@ impl ApplyStage {
             control,
             ..
         } = self;
-        match run(runtime, control, commit(&mut **sink, &open.checkpoint))? {
-            CommitOutcome::Done => {}
-            CommitOutcome::Unknown => {
-                return Err(Error::new(
-                    Kind::Unreachable,
-                    "the answer to COMMIT was lost; the checkpoint will tell",
-                )
-                .action(Action::Reconnect)
-                .at(&open.checkpoint.position));
-            }
+        let outcome = run(runtime, control, commit(&mut **sink, &open.checkpoint))?;
+        self.committed(outcome, open)
+    }
+
+    /// Has the lane commit a transaction that it has applied ahead of its commit.
+    fn commit_ahead(&mut self, txn: &TxnRecord) -> Result<()> {
+        let Some(lane) = self.lane.as_ref().filter(|_| self.open.is_none()) else {
+            return Err(Error::bug(
+                "a transaction comes as applied that nobody has applied",
+            ));
+        };
+        self.tracker.fold(txn)?;
+        let mut checkpoint = self.checkpoint.clone();
+        checkpoint.position = self.tracker.position();
+        checkpoint.groups += 1;
+        checkpoint.transactions += 1;
+        checkpoint.commit_time_micros = txn.commit_time_micros;
+        checkpoint.changes += txn.counts;
+        let committed = lane
+            .commit(checkpoint, &self.control)
+            .inspect_err(|_| self.control.spare_lane())?;
+        let open = OpenTxn {
+            began: committed.began,
+            checkpoint: committed.checkpoint,
+            commit_times: vec![txn.commit_time_micros],
+            rows: committed.sums.rows,
+            internal: committed.sums.internal,
+        };
+        self.committed(committed.outcome, open)?;
+        self.is_durable();
+        Ok(())
+    }
+
+    /// Notes what is committed.
+    fn committed(&mut self, outcome: CommitOutcome, open: OpenTxn) -> Result<()> {
+        if outcome == CommitOutcome::Unknown {
+            return Err(Error::new(
+                Kind::Unreachable,
+                "the answer to COMMIT was lost; the checkpoint will tell",
+            )
+            .action(Action::Reconnect)
+            .at(&open.checkpoint.position));
         }
         self.checkpoint = open.checkpoint.clone();
+        if let Some(lane) = &self.lane {
+            lane.signals.reach(open.checkpoint.position.clone());
+        }
         self.report(&open);
         open.internal
             .markers
@@ -450,10 +528,8 @@ impl ApplyStage {
                 other => vec![other],
             };
             for single in singles {
-                let mut one = ApplyPlan {
-                    steps: vec![single],
-                    ..plan.clone()
-                };
+                let mut one = plan.clone();
+                one.steps = vec![single];
                 let applied = match self.try_plan(&mut one) {
                     Ok(applied) => applied,
                     Err(error) => {
@@ -536,6 +612,26 @@ fn run<T>(runtime: &Runtime, control: &Control, mut operation: BoxFuture<'_, T>)
             }
         }
     })
+}
+
+/// What a plan that was applied adds to the accounting.
+pub(super) fn counted(plan: &ApplyPlan, applied: Applied) -> Result<ChangeCounts> {
+    let mut sum = ChangeCounts::default();
+    for piece in &plan.group.pieces {
+        for txn in piece.batch.txns().get(piece.txns.clone()).unwrap_or_default() {
+            sum += txn.counts;
+        }
+    }
+    sum.applied += plan
+        .applied
+        .saturating_sub(applied.superseded + applied.dead_lettered);
+    sum.superseded += applied.superseded;
+    sum.dead_lettered += applied.dead_lettered;
+    sum.coalesced += plan.coalesced;
+    if sum.balanced() {
+        return Ok(sum);
+    }
+    Err(Error::bug(format!("the accounting broke: {sum:?}")))
 }
 
 /// Whether a plan of net sets is worth trying again in order.

@@ -15,6 +15,7 @@ const BEATS_UNDER_WAY: usize = 65_536;
 pub struct Control {
     stop: AtomicBool,
     renew: AtomicBool,
+    spare_lane: AtomicBool,
     deadline: Mutex<Option<Instant>>,
     /// lets a verify hold the stream still
     pub gate: Gate,
@@ -52,6 +53,16 @@ impl Control {
     /// Notes that a session begins: it sees everything that a request to renew was about.
     pub fn session_begins(&self) {
         self.renew.store(false, Ordering::SeqCst);
+    }
+
+    /// Has the lane of the next session begin late: it may be what this one failed of.
+    pub(crate) fn spare_lane(&self) {
+        self.spare_lane.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the lane of the session that begins is to begin late.
+    pub(crate) fn lane_is_spared(&self) -> bool {
+        self.spare_lane.swap(false, Ordering::SeqCst)
     }
 
     /// Whether the session is to read no more.

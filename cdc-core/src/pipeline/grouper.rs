@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::engine::Barrier;
 use crate::error::Result;
-use crate::model::{Position, TxnKind};
+use crate::model::Position;
 use crate::plan::{Piece, TxnGroup};
 use crate::source::PositionTracker;
 
@@ -38,7 +38,7 @@ pub(super) struct Grouper {
     bytes: usize,
     /// whether the newest transaction taken has not ended
     open: bool,
-    /// whether the group must not grow whatever its size (a net window stands alone)
+    /// whether the group must not grow whatever its size (it holds, or is followed by, what stands alone)
     sealed: bool,
     /// batches not taken yet, with the next transaction to take
     waiting: VecDeque<(Arc<Batch>, usize)>,
@@ -101,7 +101,7 @@ impl Grouper {
                     Some(Barrier::Hold) => true,
                     Some(Barrier::HoldAt(position)) => self.taken.is_after(txn, position)?,
                 };
-                let alone = txn.kind == TxnKind::NetWindow && !self.group.pieces.is_empty();
+                let alone = txn.kind.is_alone() && !(self.group.pieces.is_empty() && end == next);
                 if held || alone {
                     self.sealed |= alone;
                     break;
@@ -112,7 +112,7 @@ impl Grouper {
             if txn.last {
                 self.taken.fold(txn)?;
                 self.idle = None;
-                self.sealed |= txn.kind == TxnKind::NetWindow;
+                self.sealed |= txn.kind.is_alone();
             }
             end += 1;
         }
@@ -135,12 +135,14 @@ impl Grouper {
         self.sealed || self.rows >= self.limits.rows || self.bytes >= self.limits.bytes
     }
 
-    /// Hands out the group, and whether its last transaction has ended.
-    pub(super) fn cut(&mut self) -> (TxnGroup, bool) {
+    /// Puts the group in the place of a former one, whose memory is used again; whether its last transaction has ended.
+    pub(super) fn cut(&mut self, group: &mut TxnGroup) -> bool {
+        group.pieces.clear();
+        std::mem::swap(&mut self.group, group);
         self.rows = 0;
         self.bytes = 0;
         self.sealed = false;
-        (std::mem::take(&mut self.group), !self.open)
+        !self.open
     }
 
     /// Whether batches wait to be taken.

@@ -43,6 +43,8 @@ pub(super) struct PlanStage {
     /// the apply thread's permission to send one more piece of work
     pub(super) free: Receiver<()>,
     pub(super) work: Sender<Work>,
+    /// plans that were applied, cleared
+    pub(super) recycled: Receiver<Box<ApplyPlan>>,
     pub(super) control: Arc<Control>,
 }
 
@@ -128,15 +130,19 @@ impl PlanStage {
 
     /// Plans what is gathered and hands it over; `false` when nobody takes it.
     fn plan(&mut self) -> Result<bool> {
-        let (group, at_boundary) = self.grouper.cut();
-        let internal = internal_rows(&group)?;
-        let work = match self.planner.compile(group.clone(), PlanMode::Net) {
-            Ok(plan) => Work::Plan {
-                plan: Box::new(plan),
+        let mut plan = self.recycled.try_recv().unwrap_or_default();
+        let at_boundary = self.grouper.cut(&mut plan.group);
+        let internal = internal_rows(&plan.group)?;
+        let work = match self.planner.compile_into(&mut plan, PlanMode::Net) {
+            Ok(()) => Work::Plan {
+                plan,
                 internal,
                 at_boundary,
             },
-            Err(error) => Work::Refused { group, error },
+            Err(error) => Work::Refused {
+                group: plan.group,
+                error,
+            },
         };
         Ok(self.send(work))
     }

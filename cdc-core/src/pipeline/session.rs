@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::bounded;
 use tokio::runtime::{Builder, Runtime};
 
+use super::ahead::LaneStage;
 use super::apply::ApplyStage;
 use super::budget::Budget;
 use super::control::Control;
@@ -15,6 +16,7 @@ use super::grouper::{GroupLimits, Grouper};
 use super::plan::PlanStage;
 use super::read::ReadStage;
 use super::stats::StreamStats;
+use crate::ahead;
 use crate::conflict::ConflictHandler;
 use crate::error::{Error, Kind, Result};
 use crate::model::Position;
@@ -26,6 +28,9 @@ use crate::source::{Source, StreamStart};
 const CHUNKS: usize = 8;
 /// Batches under way between decoder and planner: with chunks of 256 KiB, 8 MiB.
 const BATCHES: usize = 32;
+
+/// Plans under way between planner and sink: one being applied, one ready for it.
+const PLANS: usize = 2;
 
 /// The memory budget in groups: one being applied, one planned, one gathered, and what is decoded meanwhile.
 const BUDGET_GROUPS: usize = 4;
@@ -61,6 +66,8 @@ pub struct Session {
     pub start: StreamStart,
     /// makes the sink
     pub sink: SinkMaker,
+    /// makes another one for what is applied ahead of its commit, where that is wanted
+    pub lane: Option<SinkMaker>,
     /// the checkpoint as read from the target, durable there
     pub checkpoint: Checkpoint,
     /// the target's tables
@@ -109,6 +116,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         mut source,
         start,
         sink,
+        lane,
         checkpoint,
         catalog,
         config,
@@ -125,24 +133,54 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let durable = Arc::new(Durable::default());
     durable.set(checkpoint.position.clone());
 
-    let (chunk_tx, chunk_rx) = bounded(CHUNKS);
-    let (emptied_tx, emptied_rx) = bounded(CHUNKS);
-    let (batch_tx, batch_rx) = bounded(BATCHES);
-    let (recycled_tx, recycled_rx) = bounded(2 * BATCHES);
-    let (work_tx, work_rx) = bounded(1);
-    let (free_tx, free_rx) = bounded(1);
-    let (apply_ended_tx, apply_ended_rx) = bounded(0);
-
     let limits = GroupLimits {
         rows: config.group_rows,
         bytes: config.group_bytes,
     };
+    let lane = lane.and_then(|sink| {
+        let (ahead, taken) = ahead::lane();
+        let decoders = source.hand_out(ahead)?;
+        Some((sink, decoders, taken))
+    });
+    let lane = lane.map(|(sink, decoders, taken)| {
+        let runtime = runtime()?;
+        let (lane, asked) = super::ahead::connect();
+        let stage = LaneStage {
+            sink: sink(&runtime)?,
+            runtime,
+            planner: Planner::new(Arc::clone(&catalog)),
+            decoders,
+            tracker: decoder.tracker(),
+            limits,
+            taken,
+            asked,
+            control: Arc::clone(&control),
+            budget: Arc::clone(&budget),
+            stats: Arc::clone(&stats),
+            way: Instant::now(),
+            spared: control.lane_is_spared().then(|| checkpoint.position.clone()),
+        };
+        Ok::<_, Error>((lane, stage))
+    });
+    let (lane, lane_stage) = lane.transpose()?.unzip();
+    let signals = lane.as_ref().map(|lane| Arc::clone(&lane.signals));
+
+    let (chunk_tx, chunk_rx) = bounded(CHUNKS);
+    let (emptied_tx, emptied_rx) = bounded(CHUNKS);
+    let (batch_tx, batch_rx) = bounded(BATCHES);
+    let (recycled_batch_tx, recycled_batch_rx) = bounded(2 * BATCHES);
+    let (recycled_plan_tx, recycled_plan_rx) = bounded(PLANS);
+    let (work_tx, work_rx) = bounded(1);
+    let (free_tx, free_rx) = bounded(1);
+    let (apply_ended_tx, apply_ended_rx) = bounded(0);
+
     let plan = PlanStage {
         grouper: Grouper::new(limits, decoder.tracker()),
         planner: Planner::new(Arc::clone(&catalog)),
         batches: batch_rx,
         free: free_rx,
         work: work_tx,
+        recycled: recycled_plan_rx,
         control: Arc::clone(&control),
     };
     let apply = ApplyStage {
@@ -154,7 +192,8 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         tracker: decoder.tracker(),
         work: work_rx,
         free: free_tx,
-        recycled: recycled_tx,
+        recycled_batches: recycled_batch_tx,
+        recycled_plans: recycled_plan_tx,
         durable: Arc::clone(&durable),
         control: Arc::clone(&control),
         stats: Arc::clone(&stats),
@@ -162,6 +201,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         open: None,
         idle: None,
         idle_stored: Instant::now(),
+        lane,
         durable_since: Instant::now(),
         undurable: false,
     };
@@ -170,7 +210,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         chunks: chunk_rx,
         emptied: emptied_tx,
         batches: batch_tx,
-        recycled: recycled_rx,
+        recycled: recycled_batch_rx,
         budget: Arc::clone(&budget),
         stats,
     };
@@ -187,6 +227,9 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         confirmed: 0,
     };
 
+    let lane = lane_stage
+        .map(|lane| spawn("cdc-lane", move || lane.run()))
+        .transpose()?;
     let apply = spawn("cdc-apply", move || {
         let _ended = apply_ended_tx;
         apply.run()
@@ -196,7 +239,10 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let read = spawn("cdc-source", move || read.run())?;
     // A thread whose neighbour failed ends quietly, so the order only decides between two real failures.
     let ends = [join(apply), join(plan), join(decode), join(read)];
-    ends.into_iter().collect::<Result<()>>()?;
+    // It may wait for a lock while nobody waits for it.
+    signals.iter().for_each(|signals| signals.end());
+    let lane = lane.map_or(Ok(()), join);
+    ends.into_iter().chain([lane]).collect::<Result<()>>()?;
     Ok(SessionEnd {
         position: durable.get().1,
     })

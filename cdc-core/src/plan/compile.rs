@@ -16,7 +16,7 @@ use super::emit::{UpdateGrouping, WindowPart, children_first, net_table};
 use super::facts::TargetCatalog;
 use super::group::TxnGroup;
 use super::resolve::{Mergeability, Placement, Resolved, Resolver};
-use super::types::{ApplyPlan, Image, NetTable, OrderedRow, RowRef, Step};
+use super::types::{ApplyPlan, Image, OrderedRow, RowRef, Step};
 use crate::batch::{Batch, Op, RowChange};
 use crate::error::{Error, Kind, Result};
 use crate::model::{TableRole, TableSchema, TxnKind};
@@ -37,6 +37,8 @@ pub struct Planner {
     resolver: Resolver,
     hasher: RandomState,
     scratch: Scratch,
+    /// the tables of the plan being made, by their numbers there
+    resolved: Vec<Arc<Resolved>>,
 }
 
 /// No table of the plan: not looked up yet.
@@ -86,6 +88,7 @@ impl Planner {
             resolver: Resolver::new(catalog),
             hasher: RandomState::default(),
             scratch: Scratch::default(),
+            resolved: Vec::new(),
         }
     }
 
@@ -95,23 +98,43 @@ impl Planner {
     /// [`Kind::Schema`] when the target lacks a table or column, or a net window touches a table without a
     /// usable key; [`Kind::Bug`] when the group breaks the rules of its kind.
     pub fn compile(&mut self, group: TxnGroup, mode: PlanMode) -> Result<ApplyPlan> {
+        let mut plan = ApplyPlan {
+            group,
+            ..ApplyPlan::default()
+        };
+        self.compile_into(&mut plan, mode)?;
+        Ok(plan)
+    }
+
+    /// Plans the group that `plan` holds, as [`Planner::compile`] does. Whatever else it holds is replaced, and its
+    /// memory used again.
+    ///
+    /// # Errors
+    /// Those of [`Planner::compile`]; the plan is then not to be applied, but still holds the group.
+    pub fn compile_into(&mut self, plan: &mut ApplyPlan, mode: PlanMode) -> Result<()> {
+        plan.clear_changes();
+        let group = std::mem::take(&mut plan.group);
+        let planned = self.pass(&group, mode, plan);
+        plan.group = group;
+        planned
+    }
+
+    fn pass(&mut self, group: &TxnGroup, mode: PlanMode, plan: &mut ApplyPlan) -> Result<()> {
         self.resolver.start_plan();
-        self.scratch.start(&group);
-        let mut pass = Pass {
-            window: is_window(&group)?,
+        self.scratch.start(group);
+        self.resolved.clear();
+        Pass {
+            window: is_window(group)?,
             mode,
-            group: &group,
+            group,
             resolver: &mut self.resolver,
             hasher: &self.hasher,
             scratch: &mut self.scratch,
-            resolved: Vec::new(),
+            resolved: &mut self.resolved,
             segment: (0, 0),
-            plan: ApplyPlan::default(),
-        };
-        pass.run()?;
-        let mut plan = pass.plan;
-        plan.group = group;
-        Ok(plan)
+            plan,
+        }
+        .run()
     }
 }
 
@@ -122,7 +145,7 @@ fn is_window(group: &TxnGroup) -> Result<bool> {
     });
     let first = kinds.next();
     if kinds.any(|kind| Some(kind) != first) {
-        return Err(Error::bug("a group mixes log transactions with a net window"));
+        return Err(Error::bug("a group mixes kinds of transactions"));
     }
     Ok(first == Some(TxnKind::NetWindow))
 }
@@ -186,10 +209,10 @@ struct Pass<'a> {
     resolver: &'a mut Resolver,
     hasher: &'a RandomState,
     scratch: &'a mut Scratch,
-    resolved: Vec<Arc<Resolved>>,
+    resolved: &'a mut Vec<Arc<Resolved>>,
     /// piece and row after the last barrier
     segment: (usize, usize),
-    plan: ApplyPlan,
+    plan: &'a mut ApplyPlan,
 }
 
 impl Pass<'_> {
@@ -425,7 +448,7 @@ impl Pass<'_> {
     }
 
     fn flush_log(&mut self) {
-        let plan = &mut self.plan;
+        let plan = &mut *self.plan;
         for number in &self.scratch.touched {
             let (Some(work), Some(table)) = (self.scratch.work.get_mut(*number), self.resolved.get(*number))
             else {
@@ -434,14 +457,15 @@ impl Pass<'_> {
             let net = match work.route {
                 Route::Shared => continue,
                 Route::Ordered => {
-                    plan.steps.push(Step::Ordered(std::mem::take(&mut work.ordered)));
+                    let rows = std::mem::replace(&mut work.ordered, plan.spare.ordered());
+                    plan.steps.push(Step::Ordered(rows));
                     continue;
                 }
-                Route::InsertsOnly => NetTable {
-                    table: *number,
-                    inserts: std::mem::take(&mut work.inserts),
-                    ..NetTable::default()
-                },
+                Route::InsertsOnly => {
+                    let mut net = plan.spare.net(*number);
+                    std::mem::swap(&mut net.inserts, &mut work.inserts);
+                    net
+                }
                 Route::Keyed => net_table(
                     *number,
                     table,
@@ -449,6 +473,7 @@ impl Pass<'_> {
                     self.group,
                     &plan.merged,
                     &mut self.scratch.grouping,
+                    &mut plan.spare,
                 ),
             };
             let operations = net.operations();
@@ -458,11 +483,13 @@ impl Pass<'_> {
                 .min(work.changes);
             if operations > 0 {
                 plan.steps.push(Step::Net(net));
+            } else {
+                plan.spare.keep(net);
             }
         }
         if !self.scratch.shared.is_empty() {
-            plan.steps
-                .push(Step::Ordered(std::mem::take(&mut self.scratch.shared)));
+            let rows = std::mem::replace(&mut self.scratch.shared, plan.spare.ordered());
+            plan.steps.push(Step::Ordered(rows));
         }
     }
 

@@ -7,7 +7,8 @@ use super::coalesce::{Entry, State, cell_of, is_known};
 use super::compile::PlanMode;
 use super::group::TxnGroup;
 use super::resolve::{Mergeability, Resolved};
-use super::types::{Image, MergedCell, NetTable, OrderedRow, Step, UpdateSet};
+use super::spare::Spare;
+use super::types::{Image, MergedCell, NetTable, OrderedRow, Step};
 use crate::batch::Cell;
 use crate::model::TableName;
 
@@ -67,8 +68,9 @@ pub(super) fn net_table(
     group: &TxnGroup,
     merged: &[MergedCell],
     grouping: &mut UpdateGrouping,
+    spare: &mut Spare,
 ) -> NetTable {
-    let mut net = sized(number, entries);
+    let mut net = sized(spare.net(number), entries);
     grouping.start();
     for entry in entries {
         match entry.state {
@@ -84,7 +86,7 @@ pub(super) fn net_table(
                 let known =
                     |column| entry.complete || is_known(image_cell(group, merged, entry.image, column));
                 if let Some(set) = grouping.number(&table.settable, known) {
-                    push_update(&mut net.updates, set, table, entry, known);
+                    push_update(&mut net, set, table, entry, known, spare);
                 }
             }
             State::Untouched | State::Gone => {}
@@ -94,42 +96,35 @@ pub(super) fn net_table(
 }
 
 fn push_update(
-    sets: &mut Vec<UpdateSet>,
+    net: &mut NetTable,
     number: usize,
     table: &Resolved,
     entry: &Entry,
     known: impl Fn(usize) -> bool,
+    spare: &mut Spare,
 ) {
-    if number == sets.len() {
-        sets.push(UpdateSet {
-            columns: table
-                .settable
-                .iter()
-                .copied()
-                .filter(|column| known(*column))
-                .collect(),
-            rows: Vec::new(),
-        });
+    if number == net.updates.len() {
+        let mut set = spare.updates();
+        let settable = table.settable.iter().copied();
+        set.columns.extend(settable.filter(|column| known(*column)));
+        net.updates.push(set);
     }
-    if let Some(set) = sets.get_mut(number) {
+    if let Some(set) = net.updates.get_mut(number) {
         set.rows.push((entry.key, entry.image));
     }
 }
 
-/// A net table whose sets have room for what the entries will put there.
-fn sized(number: usize, entries: &[Entry]) -> NetTable {
+/// Makes room in the sets for what the entries will put there.
+fn sized(mut net: NetTable, entries: &[Entry]) -> NetTable {
     let count = |wanted: &[State]| {
         entries
             .iter()
             .filter(|entry| wanted.contains(&entry.state))
             .count()
     };
-    NetTable {
-        table: number,
-        deletes: Vec::with_capacity(count(&[State::Deleted, State::Replaced])),
-        inserts: Vec::with_capacity(count(&[State::Inserted, State::Replaced])),
-        ..NetTable::default()
-    }
+    net.deletes.reserve(count(&[State::Deleted, State::Replaced]));
+    net.inserts.reserve(count(&[State::Inserted, State::Replaced]));
+    net
 }
 
 fn image_cell(group: &TxnGroup, merged: &[MergedCell], image: Image, column: usize) -> Cell {

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batch::{Batch, ChangeEvent};
+use crate::model::{TxnKind, TxnRecord};
 
 /// Consecutive transactions of one batch.
 #[derive(Debug, Clone)]
@@ -27,6 +28,13 @@ impl TxnGroup {
     /// Rows in the group.
     pub fn row_count(&self) -> usize {
         self.pieces.iter().map(|piece| piece.rows.len()).sum()
+    }
+
+    /// The transaction that was applied ahead of its commit, if this is the group of one.
+    pub fn ahead(&self) -> Option<&TxnRecord> {
+        let piece = self.pieces.first()?;
+        let txn = piece.batch.txns().get(piece.txns.start)?;
+        (txn.kind == TxnKind::Ahead).then_some(txn)
     }
 
     /// The change that a piece's batch holds at row `row`.

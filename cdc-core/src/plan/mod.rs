@@ -7,6 +7,7 @@ mod emit;
 mod facts;
 mod group;
 mod resolve;
+mod spare;
 mod types;
 
 pub use compile::{PlanMode, Planner};

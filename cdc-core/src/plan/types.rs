@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::facts::TargetTable;
 use super::group::TxnGroup;
+use super::spare::{RETAINED_ROWS, Spare};
 use crate::batch::{Batch, Cell, ChangeEvent, Datum, Truncation};
 use crate::model::TableSchema;
 
@@ -56,7 +57,7 @@ pub struct PlannedTable {
 }
 
 /// Updates of one table that set the same columns.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UpdateSet {
     /// source columns to set, at least one, never one of the locator
     pub columns: Vec<usize>,
@@ -139,9 +140,39 @@ pub struct ApplyPlan {
     pub coalesced: u64,
     /// for each piece the identities of its batch's transactions, for people; see [`ApplyPlan::label`]
     pub labels: Vec<Vec<String>>,
+    /// what the steps of former plans in this memory consisted of
+    pub(super) spare: Spare,
 }
 
 impl ApplyPlan {
+    /// Empties the plan and lets go of its batches. Its memory, up to a limit, stays with it for
+    /// [`Planner::compile_into`](super::Planner::compile_into).
+    pub fn clear(&mut self) {
+        empty(&mut self.group.pieces);
+        self.clear_changes();
+    }
+
+    /// Empties all but the group.
+    pub(super) fn clear_changes(&mut self) {
+        let Self {
+            group: _,
+            tables,
+            steps,
+            merged,
+            applied,
+            coalesced,
+            labels,
+            spare,
+        } = self;
+        spare.take_apart(steps);
+        empty(steps);
+        empty(tables);
+        empty(merged);
+        empty(labels);
+        *applied = 0;
+        *coalesced = 0;
+    }
+
     /// Whether a conflict policy decides about changes of a table.
     pub fn decides(&self) -> bool {
         self.tables.iter().any(|table| table.target.policy.decides())
@@ -186,4 +217,10 @@ impl ApplyPlan {
         };
         found.unwrap_or(Datum::Absent)
     }
+}
+
+/// Empties a vector, which keeps no more memory than others may.
+fn empty<T>(vector: &mut Vec<T>) {
+    vector.clear();
+    vector.shrink_to(RETAINED_ROWS);
 }

@@ -160,7 +160,7 @@ struct Cursor {
 impl Server {
     fn txn(&self, number: usize) -> Option<&SourceTxn> {
         match self.kind {
-            TxnKind::Log => self.database.txns().get(number),
+            TxnKind::Log | TxnKind::Ahead => self.database.txns().get(number),
             TxnKind::NetWindow => self.windows.get(number),
         }
     }

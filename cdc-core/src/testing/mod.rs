@@ -12,6 +12,7 @@
 //! - [`SourceDatabase`]: executes statements on a model and captures what a log would say
 //! - [`History`]: seeded random tables and transactions
 //! - [`MemoryTarget`], [`MemorySink`]: a target that executes plans, with faults
+//! - [`LaneModel`]: what a source hands out before it has committed
 //! - [`MemoryLog`], [`MemorySource`]: a source of log transactions or net windows, with faults
 //! - [`conformance`]: the suites
 
@@ -20,6 +21,7 @@ mod change;
 pub mod conformance;
 mod execute;
 mod history;
+mod lane;
 mod memory_sink;
 mod memory_source;
 mod model;
@@ -32,6 +34,7 @@ mod windows;
 pub use capture::{Capture, OldImages, Savepoint, SourceDatabase, SourceTable, Statement};
 pub use change::{OldImage, SourceCell, SourceChange, SourceTxn, batch_of, push_change};
 pub use history::{Action, History, HistoryOptions, random_actions};
+pub use lane::LaneModel;
 pub use memory_sink::{Fault, MemorySink, MemoryTarget};
 pub use memory_source::{MemoryLog, MemorySource, SourceFault};
 pub use model::{AuditEntry, Contents, ModelDatabase, ModelRow, ModelValue, RowId, Violation};

@@ -158,6 +158,7 @@ impl Stream {
                 peer: None,
             },
             sink: Box::new(move |_| Ok(wrap(target.sink(STREAM, epoch)))),
+            lane: None,
             checkpoint,
             catalog: Arc::clone(&self.catalog),
             config: PipelineConfig {

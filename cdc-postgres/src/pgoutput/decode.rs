@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cdc_core::batch::{Op, Truncation};
 use cdc_core::engine::SiteIdentity;
-use cdc_core::model::ChangeCounts;
+use cdc_core::model::{ChangeCounts, TxnKind};
 use cdc_core::source::{Decoder, PositionTracker, StreamStart};
 use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result, TableName, TableSchema};
 
@@ -23,7 +23,7 @@ const FRAME_LENGTH_BYTES: usize = 4;
 /// Decodes the stream of a slot. One for each session of the walsender: relation ids are the session's.
 ///
 /// After an error the batch holds whole rows only, but not all of the chunk, and the decoder is of no more use.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PgDecoder {
     version: ProtocolVersion,
     stream: String,
@@ -109,6 +109,7 @@ impl PgDecoder {
             [b'D', ..] => self.row(Op::Delete, bytes, end, batch),
             [b'B', ..] => self.begin(&Begin::parse(bytes)?),
             [b'C', ..] => self.commit(&Commit::parse(bytes)?, batch),
+            [b'c', ..] => self.committed_ahead(bytes, batch),
             [b'R', ..] if self.relations.is_known(bytes) => Ok(()),
             _ => self.other(bytes, batch),
         }
@@ -178,6 +179,40 @@ impl PgDecoder {
         }
         self.open = None;
         Ok(())
+    }
+
+    /// The commit of a transaction of which this decoder is given nothing else: its changes were handed out before it.
+    #[inline(never)]
+    fn committed_ahead(&mut self, bytes: &[u8], batch: &mut Batch) -> Result<()> {
+        let Commit {
+            commit_lsn: final_lsn,
+            end_lsn,
+            commit_time,
+        } = Commit::parse_streamed(bytes)?;
+        let xid = 0;
+        self.begin(&Begin {
+            final_lsn,
+            commit_time,
+            xid,
+        })?;
+        match &mut self.open {
+            Some(open) if !open.redelivered => open.record(batch)?.kind = TxnKind::Ahead,
+            // The server streams only what it reads behind the start, and that commits later.
+            _ => {
+                return Err(protocol(format!(
+                    "a transaction was streamed that has committed before {}",
+                    self.from
+                )));
+            }
+        }
+        self.commit(
+            &Commit {
+                commit_lsn: final_lsn,
+                end_lsn,
+                commit_time,
+            },
+            batch,
+        )
     }
 
     fn origin(&mut self, origin: &Origin<'_>) -> Result<()> {

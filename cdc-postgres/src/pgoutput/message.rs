@@ -86,7 +86,18 @@ impl Commit {
     /// Reads a message whose tag is that of a Commit.
     #[inline]
     pub(super) fn parse(message: &[u8]) -> Result<Commit, Malformed> {
+        Self::fields(Cursor::from(message, 1))
+    }
+
+    /// Reads a message whose tag is that of a Stream Commit, of version 2: the same behind the transaction's id.
+    pub(super) fn parse_streamed(message: &[u8]) -> Result<Commit, Malformed> {
         let mut cursor = Cursor::from(message, 1);
+        cursor.u32("transaction id")?;
+        Self::fields(cursor)
+    }
+
+    #[inline]
+    fn fields(mut cursor: Cursor<'_>) -> Result<Commit, Malformed> {
         // "Currently unused": a flag that is set means something we do not know.
         let flags = cursor.u8("commit flags")?;
         if flags != 0 {

@@ -39,7 +39,7 @@ pub(super) enum Handling {
 }
 
 /// A table of the session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Known {
     /// the Relation message it comes from; empty when it has to be looked at again
     announced: Vec<u8>,
@@ -80,7 +80,7 @@ impl Known {
 }
 
 /// The tables and types of a session.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Relations {
     selection: TableSelection,
     aside: HashSet<TableName>,

@@ -39,7 +39,7 @@ pub(super) struct Images {
 }
 
 /// Reads the tuples of row changes. Holds only memory that is used again.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct TupleReader {
     /// the old tuple as it was sent, kept while the new one is read
     old: Vec<Cell>,

@@ -88,7 +88,7 @@ pub(super) async fn origin(session: &Session) -> Result<Vec<Finding>> {
                  OR (current_setting('server_version_num')::int >= 140000 AND (SELECT bool_and(has_function_privilege(f, \
                  'EXECUTE')) FROM unnest($1::text[]) AS f)), \
              COALESCE(current_setting('max_active_replication_origins', true), \
-                 current_setting('max_replication_slots'))::int > 0",
+                 current_setting('max_replication_slots'))::int >= 2",
             &[(&ORIGIN_FUNCTIONS.as_slice(), Type::TEXT_ARRAY)],
         )
         .await
@@ -110,7 +110,7 @@ fn judge_origin(role: &str, may: bool, room: bool, found: &mut Findings) {
             ),
         ),
         (true, false) => (
-            "finds a server without room for a replication origin",
+            "finds a server without room for the job's two replication origins",
             "raise max_active_replication_origins (before PostgreSQL 18: max_replication_slots)".to_owned(),
         ),
     };

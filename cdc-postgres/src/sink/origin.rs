@@ -3,8 +3,8 @@
 //!
 //! Origins belong to the whole server, jobs to a database, and jobs of one name may follow each other in a chain: the
 //! name is `cdc_sync_<oid of the database>/<system of the source>/<job>/<database of the source>`. One session at a time
-//! can have an origin, so that those which work beside the stream have another: behind the number is [`RETRY`] or
-//! [`REPAIR`].
+//! can have an origin, so that those which work beside the stream have another: behind the number is [`RETRY`],
+//! [`REPAIR`] or [`AHEAD`].
 
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,13 @@ const PREFIX: &str = "cdc_sync_";
 const RETRY: &str = "+retry";
 /// The same for a repair.
 const REPAIR: &str = "+repair";
+/// The same for transactions that are applied ahead of their commits.
+const AHEAD: &str = "+ahead";
 /// The role may not use origins, the server is not made for them, or has no room for another one. One direction does not
 /// need them.
 const NOT_TO_BE_HAD: [&str; 3] = ["42501", "55000", "53400"];
+/// No other origin can be had now.
+const NO_ROOM: &str = "53400";
 /// How long a session that holds the origin may take to go.
 const LINGER: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
@@ -42,7 +46,7 @@ impl<'n> CameFrom<'n> {
     pub(crate) fn parse(name: &'n str) -> Option<Self> {
         let mut parts = name.strip_prefix(PREFIX)?.splitn(4, '/');
         let (own, system, job, database) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let own = [RETRY, REPAIR]
+        let own = [RETRY, REPAIR, AHEAD]
             .iter()
             .find_map(|suffix| own.strip_suffix(suffix))
             .unwrap_or(own);
@@ -62,7 +66,7 @@ impl<'n> CameFrom<'n> {
 }
 
 /// A query for the name of the origin of `stream` in the current database; no row without a checkpoint. `suffix` is
-/// empty, [`RETRY`] or [`REPAIR`].
+/// empty, [`RETRY`], [`REPAIR`] or [`AHEAD`].
 fn name(stream: &str, suffix: &str) -> String {
     format!(
         "SELECT concat_ws('/', '{PREFIX}' || d.oid || '{suffix}', c.source_system, c.stream, c.source_database) AS name \
@@ -77,7 +81,7 @@ pub(crate) fn of_job(stream: &str) -> String {
     format!(
         "SELECT o.roname FROM pg_replication_origin o JOIN pg_database d ON d.datname = current_database() \
          WHERE split_part(o.roname, '/', 1) IN ('{PREFIX}' || d.oid, '{PREFIX}' || d.oid || '{RETRY}', \
-               '{PREFIX}' || d.oid || '{REPAIR}') AND split_part(o.roname, '/', 3) = {}",
+               '{PREFIX}' || d.oid || '{REPAIR}', '{PREFIX}' || d.oid || '{AHEAD}') AND split_part(o.roname, '/', 3) = {}",
         literal(stream)
     )
 }
@@ -92,16 +96,30 @@ pub(crate) async fn exists(client: &Client) -> Result<bool> {
     Ok(row.map_err(during("looking for replication origins"))?.get(0))
 }
 
+/// Which of the applying sessions of a stream it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// applies what has committed
+    Stream,
+    /// applies ahead of it
+    Lane,
+}
+
 /// Marks what the session commits with the origin of `stream`, where the role may use origins: without that right
 /// changes in one direction are applied all the same.
 ///
 /// One session at a time can have an origin. Another one that has it is of an instance that is no more, or that was taken
 /// over: whoever holds the fence under `epoch` ends it, and who does not is refused by its first transaction anyway.
-pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str) -> Result<()> {
+pub(super) async fn take(connection: &mut Connection, stream: &str, epoch: &str, place: Place) -> Result<()> {
     let begun = Instant::now();
-    for sql in setup(&name(stream, "")) {
+    let suffix = match place {
+        Place::Stream => "",
+        Place::Lane => AHEAD,
+    };
+    for sql in setup(&name(stream, suffix)) {
         while let Err(error) = connection.simple_query(&sql).await {
-            if is_not_to_be_had(&error) {
+            let has_room = error.sqlstate.is_none_or(|code| code.as_str() != NO_ROOM);
+            if (has_room || place == Place::Stream) && is_not_to_be_had(&error) {
                 return Ok(());
             }
             if error.is(SqlState::UNIQUE_VIOLATION) {
@@ -253,7 +271,7 @@ mod tests {
             timeline: String::new(),
         };
         assert!(came.is_loop("shop_1", Some(&site("7000", "app/x"))));
-        for beside in ["+retry", "+repair"] {
+        for beside in ["+retry", "+repair", "+ahead"] {
             let name = format!("cdc_sync_16384{beside}/7000/shop_1/app/x");
             assert_eq!(CameFrom::parse(&name), Some(came), "{beside}");
         }

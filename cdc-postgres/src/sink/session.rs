@@ -3,7 +3,7 @@
 use cdc_core::Result;
 use tokio_postgres::Client;
 
-use super::origin;
+use super::origin::{self, Place};
 use crate::config::Config;
 use crate::error::PgError;
 use crate::session::{during, try_replica_role};
@@ -27,6 +27,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tcp_keepalives_interval", "10"),
     ("tcp_keepalives_count", "4"),
 ];
+
+/// What is applied ahead waits for nobody who may in turn wait for it: not long enough for the server to look for a
+/// deadlock, of which it might make the stream the victim.
+const LANE_GIVES_WAY: (&str, &str) = ("lock_timeout", "500ms");
 
 /// The names of the statements around every group.
 pub(super) const BEGIN: &str = "begin";
@@ -54,14 +58,23 @@ const FIXED: [(&str, &str); 6] = [
 ];
 
 /// Opens an applying session of `stream` under `epoch`, and tells its role.
-pub(super) async fn open(config: &Config, stream: &str, epoch: &str) -> Result<(Connection, SessionRole)> {
-    let mut connection = Connection::connect(config, &Purpose::Sql, SETTINGS).await?;
+pub(super) async fn open(
+    config: &Config,
+    stream: &str,
+    epoch: &str,
+    place: Place,
+) -> Result<(Connection, SessionRole)> {
+    let settings = match place {
+        Place::Stream => SETTINGS.to_vec(),
+        Place::Lane => [SETTINGS, &[LANE_GIVES_WAY]].concat(),
+    };
+    let mut connection = Connection::connect(config, &Purpose::Sql, &settings).await?;
     let role = if try_replica_role(&mut connection).await? {
         SessionRole::Replica
     } else {
         SessionRole::Origin
     };
-    origin::take(&mut connection, stream, epoch).await?;
+    origin::take(&mut connection, stream, epoch, place).await?;
     prepare_fixed(&mut connection).await?;
     Ok((connection, role))
 }

@@ -5,6 +5,10 @@
 //! [`Spill`], without the transaction id that version 2 puts into each message; when its commit comes, they are handed
 //! out as the transaction that version 1 would have sent then. Decoder, positions and accounting know of version 1 alone.
 //!
+//! One such transaction at a time may go ahead ([`cdc_core::ahead`]): the lane is given its frames as they are set aside. If
+//! it has applied them all when the commit comes, that is handed out alone, as the version-2 message that it is. Its
+//! subtransactions are applied as if they were kept; when one is rolled back after all, the lane gives the transaction up.
+//!
 //! What a subtransaction takes with it when it is rolled back is everything since its first change: they are nested, and
 //! what follows the rollback comes after its message (protocol manual, "Streaming Replication Message Formats"). But that
 //! message may fail to come: the server sends it only for subtransactions of which it had something in memory when it
@@ -16,11 +20,14 @@ mod alone;
 
 use std::collections::{HashMap, HashSet};
 
-use cdc_core::spill::{Spill, SpillReader};
-use cdc_core::{Error, Kind, Result};
+use cdc_core::ahead::{Ahead, SharedSpill};
+use cdc_core::source::PositionTracker;
+use cdc_core::{Batch, Decoder, Error, Kind, Position, RawChunk, Result};
 
 use super::CHUNK_BYTES;
 use crate::error::PgError;
+use crate::lsn::Lsn;
+use crate::pgoutput::PgDecoder;
 use crate::walsender::{Frame, parse_frame, split_frames};
 
 #[cfg(any(test, feature = "testing"))]
@@ -30,6 +37,9 @@ pub use alone::StreamedFrames;
 const HEADER_BYTES: usize = 25;
 /// In what is set aside, the first byte of a frame that has the id of its subtransaction before the message.
 const MARK: u8 = b's';
+
+/// Stands for the commit of a transaction that still runs: after every other.
+const UNKNOWN_COMMIT: Lsn = Lsn(u64::MAX - 1);
 
 /// Frames of version 2 in, frames of version 1 out.
 #[derive(Debug, Default)]
@@ -41,6 +51,8 @@ pub(super) struct Streamed {
     block: Option<u32>,
     /// transactions that have not ended
     aside: HashMap<u32, Aside>,
+    /// what is handed out before anything else
+    next: Vec<u8>,
     /// a transaction that has committed and is being handed out
     replay: Option<Replay>,
     /// Type messages that belong to the next Relation message
@@ -49,12 +61,28 @@ pub(super) struct Streamed {
     known: HashMap<u32, Announcement>,
     /// numbers announcements in the order of their arrival
     arrived: u64,
+    /// where one of the transactions that have not ended may be applied
+    lane: Option<Lane>,
+}
+
+/// The lane, and what it must know of the stream.
+#[derive(Debug)]
+struct Lane {
+    ahead: Ahead,
+    /// the transaction that it was given
+    current: Option<u32>,
+    /// the end of the newest transaction that has been handed out
+    committed: Lsn,
+    /// changes of tables that were copied are not applied when they committed before this
+    seeded: Lsn,
 }
 
 /// A transaction that has not ended.
 #[derive(Debug)]
 struct Aside {
-    frames: Spill,
+    frames: SharedSpill,
+    /// the segments of which the lane has been told
+    told: usize,
     /// the subtransactions that have changes, with where their first is, in order
     began: Vec<(u32, u64)>,
     /// their places in `began`
@@ -68,13 +96,24 @@ struct Aside {
 /// A transaction that is being handed out.
 #[derive(Debug)]
 struct Replay {
-    frames: SpillReader,
+    xid: u32,
+    /// whether the lane has it, and must be asked what became of it
+    asks_lane: bool,
+    /// what was handed out before it ends here
+    after: Lsn,
+    /// what precedes the frames: that it begins
+    begin: Vec<u8>,
+    frames: SharedSpill,
+    /// the segments that are handed out
+    segment: usize,
     /// its subtransactions
     subtransactions: Vec<u32>,
     /// those of them that were rolled back, once the server has told
     rolled_back: Option<HashSet<u32>>,
     /// what follows the frames: its commit
     end: Vec<u8>,
+    /// its commit as it came, and the tables that it announced: all that is handed out where its changes are applied
+    alone: Vec<u8>,
 }
 
 /// A Relation message with the Type messages before it.
@@ -90,7 +129,40 @@ struct Announcement {
 impl Streamed {
     /// Whether there is something to hand out before more is read.
     pub(super) fn has_more(&self) -> bool {
-        self.replay.is_some() || self.at < self.read.len()
+        self.replay.is_some() || !self.next.is_empty() || self.at < self.read.len()
+    }
+
+    /// Lets transactions be applied ahead of their commits from here on. The stream begins at `from`; tables were copied as
+    /// they were up to `seeded`, at most.
+    pub(super) fn hand_out(&mut self, ahead: Ahead, from: Lsn, seeded: Lsn) {
+        self.lane = Some(Lane {
+            ahead,
+            current: None,
+            committed: from,
+            seeded,
+        });
+    }
+
+    /// The lane, when it must be asked whether a transaction is ready before there is more.
+    pub(super) fn asks_lane(&mut self) -> Option<&mut Ahead> {
+        let asks = self
+            .replay
+            .as_ref()
+            .is_some_and(|replay| replay.asks_lane && replay.rolled_back.is_some());
+        self.lane.as_mut().filter(|_| asks).map(|lane| &mut lane.ahead)
+    }
+
+    /// Takes the lane's answer.
+    pub(super) fn lane_answers(&mut self, ready: bool) {
+        if let Some(replay) = &mut self.replay {
+            replay.asks_lane = false;
+            if ready {
+                self.next.append(&mut replay.alone);
+                self.replay = None;
+            } else {
+                self.next.append(&mut replay.begin);
+            }
+        }
     }
 
     /// The subtransactions of which the server must say whether they were rolled back, before there is more.
@@ -104,9 +176,19 @@ impl Streamed {
 
     /// Takes the server's answer: those that were rolled back.
     pub(super) fn settle(&mut self, rolled_back: HashSet<u32>) {
-        if let Some(replay) = &mut self.replay {
-            replay.rolled_back = Some(rolled_back);
+        let (Some(replay), lane) = (&mut self.replay, &mut self.lane) else {
+            return;
+        };
+        if let Some(lane) = lane.as_mut().filter(|_| replay.asks_lane) {
+            if rolled_back.is_empty() {
+                lane.end(replay.after);
+            } else {
+                lane.take_back(replay.xid);
+                replay.asks_lane = false;
+                self.next.append(&mut replay.begin);
+            }
         }
+        replay.rolled_back = Some(rolled_back);
     }
 
     /// Looks at the frames of `chunk` from `begin` on, and takes those that are not to be decoded as they are.
@@ -126,13 +208,15 @@ impl Streamed {
 
     /// Appends what is to be decoded next, as long as there is something and the chunk takes it.
     pub(super) fn fill(&mut self, chunk: &mut Vec<u8>) -> Result<()> {
+        chunk.append(&mut self.next);
         while chunk.len() < CHUNK_BYTES {
             if let Some(replay) = &mut self.replay {
-                let Some(rolled_back) = &replay.rolled_back else {
+                let Some(rolled_back) = replay.rolled_back.as_ref().filter(|_| !replay.asks_lane) else {
                     break;
                 };
                 let begin = chunk.len();
-                let more = replay.frames.next(chunk)?;
+                let more = replay.frames.lock().read(replay.segment, chunk)?;
+                replay.segment += 1;
                 if !replay.subtransactions.is_empty() {
                     unmark(chunk, begin, rolled_back)?;
                 }
@@ -192,7 +276,11 @@ impl Streamed {
                 aside.into_iter().for_each(|aside| aside.types.clear());
                 Ok(())
             }
-            (Some(top), _) => self.set_aside(top, payload, data),
+            (Some(top), _) => {
+                self.set_aside(top, payload, data)?;
+                self.tell_lane(top);
+                Ok(())
+            }
         };
         sifted.map_err(|error| error.at(start))
     }
@@ -216,6 +304,11 @@ impl Streamed {
                 };
                 self.known.insert(table, announcement);
             }
+            [b'C', fields @ ..] => {
+                if let Some(lane) = &mut self.lane {
+                    lane.committed = lane.committed.max(end_of(fields)?);
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -229,10 +322,30 @@ impl Streamed {
             return Err(protocol(format!("transaction {xid} has {which} first block")));
         }
         if is_first {
-            self.aside.insert(xid, Aside::new()?);
+            let aside = Aside::new()?;
+            if let Some(lane) = &mut self.lane {
+                lane.begin(xid, &aside.frames);
+            }
+            self.aside.insert(xid, aside);
         }
         self.block = Some(xid);
         Ok(())
+    }
+
+    /// Tells the lane of segments that are complete.
+    #[inline]
+    fn tell_lane(&mut self, top: u32) {
+        let Some(lane) = self.lane.as_mut().filter(|lane| lane.current == Some(top)) else {
+            return;
+        };
+        let Some(aside) = self.aside.get_mut(&top) else {
+            return;
+        };
+        let segments = aside.frames.lock().segments();
+        while aside.told < segments {
+            aside.told += 1;
+            lane.ahead.more(position(lane.committed));
+        }
     }
 
     /// A message within a block.
@@ -243,7 +356,7 @@ impl Streamed {
             return Err(short());
         };
         if *tag == b'O' {
-            return aside.frames.add(&[&length_of(&[payload]), payload]);
+            return aside.frames.lock().add(&[&length_of(&[payload]), payload]);
         }
         let (xid, rest) = take_u32(fields)?;
         if xid != top {
@@ -257,7 +370,7 @@ impl Streamed {
                 let (table, number) = (take_u32(rest)?.0, self.arrived);
                 let mut frames = std::mem::take(&mut aside.types);
                 push(&mut frames, &parts);
-                let at = aside.frames.length();
+                let at = aside.frames.lock().length();
                 aside.announced.push(Announcement {
                     table,
                     number,
@@ -276,7 +389,7 @@ impl Streamed {
         let [header, tag, rest] = parts;
         // What is announced stays announced for the server, whatever becomes of the subtransaction.
         if xid == top || matches!(tag, [b'R' | b'Y']) {
-            return aside.frames.add(&[&length_of(&parts), header, tag, rest]);
+            return aside.frames.lock().add(&[&length_of(&parts), header, tag, rest]);
         }
         let marked = [
             &[MARK],
@@ -287,13 +400,20 @@ impl Streamed {
         ];
         let length = length_of(&marked);
         let [mark, header, xid, tag, rest] = marked;
-        aside.frames.add(&[&length, mark, header, xid, tag, rest])
+        aside.frames.lock().add(&[&length, mark, header, xid, tag, rest])
     }
 
     /// The end of a transaction, or of one of its subtransactions, that is rolled back.
     fn roll_back(&mut self, fields: &[u8]) -> Result<()> {
         let (top, rest) = take_u32(fields)?;
         let (xid, _) = take_u32(rest)?;
+        let has_changes = self
+            .aside
+            .get(&top)
+            .is_some_and(|aside| top == xid || aside.places.contains_key(&xid));
+        if let Some(lane) = self.lane.as_mut().filter(|_| has_changes) {
+            lane.take_back(top);
+        }
         if top == xid {
             self.aside.remove(&top);
             return Ok(());
@@ -315,31 +435,92 @@ impl Streamed {
         };
         let aside = self.aside.remove(&xid);
         let aside = aside.ok_or_else(|| protocol(format!("transaction {xid} commits without a block")))?;
-        push(chunk, &[header, b"B", lsn, time, &xid.to_be_bytes()]);
-        let mut end = Vec::new();
+        let (mut begin, mut end, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+        push(&mut begin, &[header, b"B", lsn, time, &xid.to_be_bytes()]);
         push(&mut end, &[header, b"C", commit]);
+        push(&mut alone, &[payload]);
         for announcement in aside.announced {
             match self.known.get(&announcement.table) {
                 // With the transaction an older one comes again; the server goes on with the newer.
                 Some(known) if known.number > announcement.number => end.extend_from_slice(&known.frames),
-                _ => drop(self.known.insert(announcement.table, announcement)),
+                _ => {
+                    alone.extend_from_slice(&announcement.frames);
+                    self.known.insert(announcement.table, announcement);
+                }
             }
         }
         let subtransactions: Vec<u32> = aside.began.into_iter().map(|(xid, _)| xid).collect();
+        let (mut asks_lane, mut after) = (false, Lsn::ZERO);
+        if let Some(lane) = &mut self.lane {
+            (asks_lane, after) = (lane.current == Some(xid), lane.committed);
+            lane.committed = after.max(end_of(commit)?);
+        }
+        if !asks_lane {
+            chunk.append(&mut begin);
+        }
+        let is_certain = subtransactions.is_empty();
         self.replay = Some(Replay {
-            frames: aside.frames.into_reader(),
-            rolled_back: subtransactions.is_empty().then(HashSet::new),
+            xid,
+            asks_lane,
+            after,
+            begin,
+            frames: aside.frames,
+            segment: 0,
+            rolled_back: None,
             subtransactions,
             end,
+            alone,
         });
+        if is_certain {
+            self.settle(HashSet::new());
+        }
         Ok(())
+    }
+}
+
+impl Lane {
+    /// Gives it a transaction, if it is free.
+    fn begin(&mut self, xid: u32, frames: &SharedSpill) {
+        if let Some(current) = self.current.filter(|_| self.ahead.is_given_up()) {
+            self.take_back(current);
+        }
+        // What was copied with a table is told by the commit, which is not known yet.
+        if self.current.is_some() || self.committed < self.seeded {
+            return;
+        }
+        let mut opening = Vec::new();
+        let header = [b'w']
+            .into_iter()
+            .chain([0; HEADER_BYTES - 1])
+            .collect::<Vec<u8>>();
+        let (no_time, unknown) = (0_i64.to_be_bytes(), UNKNOWN_COMMIT.0.to_be_bytes());
+        push(
+            &mut opening,
+            &[&header, b"B", &unknown, &no_time, &xid.to_be_bytes()],
+        );
+        self.ahead.begin(opening, frames.clone());
+        self.current = Some(xid);
+    }
+
+    fn take_back(&mut self, xid: u32) {
+        if self.current == Some(xid) {
+            self.current = None;
+            self.ahead.drop_it();
+        }
+    }
+
+    /// Its transaction has committed, after everything up to `after`.
+    fn end(&mut self, after: Lsn) {
+        self.current = None;
+        self.ahead.end(position(after));
     }
 }
 
 impl Aside {
     fn new() -> Result<Aside> {
         Ok(Aside {
-            frames: Spill::create()?,
+            frames: SharedSpill::create()?,
+            told: 0,
             began: Vec::new(),
             places: HashMap::new(),
             types: Vec::new(),
@@ -352,7 +533,8 @@ impl Aside {
             return;
         }
         self.places.insert(xid, self.began.len());
-        self.began.push((xid, self.frames.length()));
+        let at = self.frames.lock().length();
+        self.began.push((xid, at));
     }
 
     fn roll_back(&mut self, xid: u32) -> Result<()> {
@@ -369,7 +551,25 @@ impl Aside {
         // The server announces every table again that the transaction goes on with (`pgoutput_stream_abort`).
         self.announced.retain(|announcement| announcement.at < at);
         self.types.clear();
-        self.frames.cut(at)
+        self.frames.lock().cut(at)
+    }
+}
+
+/// Decodes what the lane is given of a transaction: its subtransactions are taken for kept.
+#[derive(Clone, Debug)]
+pub(super) struct LaneDecoder(pub(super) PgDecoder);
+
+impl Decoder for LaneDecoder {
+    fn decode(&mut self, chunk: &mut RawChunk, batch: &mut Batch) -> Result<()> {
+        let frames = || split_frames(&chunk.bytes);
+        if frames().any(|payload| payload.is_ok_and(|payload| payload.first() == Some(&MARK))) {
+            unmark(&mut chunk.bytes, 0, &HashSet::new())?;
+        }
+        self.0.decode(chunk, batch)
+    }
+
+    fn tracker(&self) -> Box<dyn PositionTracker> {
+        self.0.tracker()
     }
 }
 
@@ -389,6 +589,16 @@ fn unmark(chunk: &mut Vec<u8>, begin: usize, rolled_back: &HashSet<u32>) -> Resu
         }
     }
     Ok(())
+}
+
+/// The end of a transaction by the fields of its Commit message: flags 1, commit LSN 8, end LSN 8, commit time 8.
+fn end_of(commit: &[u8]) -> Result<Lsn> {
+    let end = commit.get(9..17).and_then(|bytes| bytes.first_chunk());
+    Ok(Lsn(u64::from_be_bytes(*end.ok_or_else(short)?)))
+}
+
+fn position(lsn: Lsn) -> Position {
+    Position::new(lsn.to_string())
 }
 
 /// Appends a frame: its length, then its parts.

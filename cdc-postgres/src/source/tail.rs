@@ -45,6 +45,8 @@ pub(crate) async fn tail(
         options: super::WalSenderOptions::default(),
         sender: None,
         streamed: None,
+        fresh: None,
+        seeded: Lsn::ZERO,
         asking: None,
         received: Lsn::ZERO,
         durable: Lsn::ZERO,

@@ -36,7 +36,7 @@ pub enum TransactionStatus {
 }
 
 /// What the server still owes us, or we the server, when a call was given up half-way.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Debts {
     /// ReadyForQuery messages that are to come.
     pub(super) ready: u32,
@@ -220,6 +220,16 @@ impl Connection {
     /// Where the session stands; true once the last call has returned.
     pub fn transaction_status(&self) -> TransactionStatus {
         self.status
+    }
+
+    /// Whether no answer is owed for a call that was dropped.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.debts == Debts::default()
+    }
+
+    /// Whether the server waits for a command outside a transaction.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_settled() && self.status == TransactionStatus::Idle
     }
 
     /// What is needed to cancel this connection's statement from elsewhere.

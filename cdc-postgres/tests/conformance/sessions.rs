@@ -111,7 +111,7 @@ impl<'h> Stream<'h> {
             catalog,
             control: Arc::new(Control::new()),
             group_rows: match kind {
-                TxnKind::Log => 1 + rng.below(30),
+                TxnKind::Log | TxnKind::Ahead => 1 + rng.below(30),
                 // Rows that exchange unique values need the whole window in one plan.
                 TxnKind::NetWindow => 10_000,
             },
@@ -151,6 +151,7 @@ impl<'h> Stream<'h> {
                 peer: None,
             },
             sink: Box::new(move |_| Ok(Box::new(sink))),
+            lane: None,
             checkpoint,
             catalog: Arc::clone(&self.catalog),
             config: PipelineConfig {

@@ -5,6 +5,7 @@ use cdc_core::plan::PlanMode;
 use cdc_core::{Action, CommitOutcome, Kind};
 
 use crate::changes::{Changes, Of, table};
+use crate::durable::until;
 use crate::on_each;
 use crate::target::checkpoint;
 
@@ -225,5 +226,48 @@ fn a_plan_that_was_dropped_halfway_can_be_rolled_back() {
             assert_eq!(target.sql("SELECT count(*) FROM t"), "0");
         }
         assert_eq!(target.apply_plan(&plan).await.unwrap(), 64);
+    });
+}
+
+/// What is dropped while the server works on it is ended there, and nothing of it is in the next transaction.
+#[test]
+fn an_abandoned_transaction_is_ended_wherever_it_was() {
+    on_each("abandoned", SCHEMA, async |mut target| {
+        let t = table("t", &["*id", "v"], Identity::Key);
+        let mut plan = |id: &str| {
+            let group = Changes::new().insert(&t, &[id.into(), "v".into()]).group();
+            target.plan(group, PlanMode::Net)
+        };
+        let (dropped, kept, in_the_way) = (plan("1"), plan("2"), plan("3"));
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND NOT granted)";
+        let database = target.database.clone();
+        let waits = || target.cluster.sql(&database, waits).unwrap() == "t";
+        let other = testbed::postgres::connect(&target.cluster.url(&database))
+            .await
+            .unwrap();
+
+        other.batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+        target.sink.begin().await.unwrap();
+        tokio::select! {
+            applied = target.sink.apply(&dropped) => panic!("the table is locked: {applied:?}"),
+            () = until("an apply that waits", waits) => {}
+        }
+        target.sink.abandon().await.unwrap();
+        assert!(!waits(), "it still waits on the server");
+        other.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(target.apply_plan(&kept).await.unwrap(), 1);
+        assert_eq!(target.sql("SELECT id FROM t"), "2");
+
+        target.sink.begin().await.unwrap();
+        assert!(!target.sink.is_in_the_way().await.unwrap(), "it holds nothing");
+        target.sink.apply(&in_the_way).await.unwrap();
+        assert!(!target.sink.is_in_the_way().await.unwrap(), "nobody waits");
+        let (locked, ()) = tokio::join!(other.batch_execute("BEGIN; LOCK TABLE t; COMMIT"), async {
+            until("a session that waits", waits).await;
+            assert!(target.sink.is_in_the_way().await.unwrap(), "somebody waits");
+            target.sink.abandon().await.unwrap();
+        });
+        locked.unwrap();
+        assert_eq!(target.sql("SELECT id FROM t"), "2");
     });
 }

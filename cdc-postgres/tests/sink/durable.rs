@@ -80,7 +80,7 @@ fn a_commit_is_durable_whatever_the_database_is_set_to() {
     }
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "no {what}");

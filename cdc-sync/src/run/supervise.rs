@@ -110,6 +110,7 @@ async fn open(context: &RunContext, following: &Following, epoch: i64) -> Result
     let facts = &following.facts;
     facts.read(context).await?;
     let (sink_target, stream) = (Arc::clone(target), names.job.clone());
+    let (lane_target, lane_stream) = (Arc::clone(target), names.job.clone());
     Ok(Session {
         source: source.source(names, &checkpoint.source)?,
         start: StreamStart {
@@ -121,6 +122,9 @@ async fn open(context: &RunContext, following: &Following, epoch: i64) -> Result
             peer: Some(target.identity().clone()),
         },
         sink: Box::new(move |runtime| runtime.block_on(sink_target.sink(&stream, epoch))),
+        lane: Some(Box::new(move |runtime| {
+            runtime.block_on(lane_target.lane(&lane_stream, epoch))
+        })),
         checkpoint,
         catalog: facts.catalog(),
         config: context.settings.pipeline,

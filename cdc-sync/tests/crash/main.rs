@@ -1,6 +1,7 @@
 //! The binary, killed with SIGKILL at seeded moments, between real servers: nothing lost, nothing twice, every
 //! change accounted for.
 
+mod ahead;
 mod confirmed;
 mod doubt;
 mod fence;

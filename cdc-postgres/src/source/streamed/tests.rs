@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use cdc_core::RawChunk;
+use cdc_core::testing::LaneModel;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,6 +12,8 @@ use crate::pgoutput::encode::{self, Field, Frames};
 use crate::pgoutput::{Begin, Commit, Origin, Relation, TypeName};
 
 const TABLES: u32 = 3;
+/// Bytes of a wide row.
+const WIDE: usize = 100_000;
 
 /// What happens on the server.
 #[derive(Debug, Clone)]
@@ -134,10 +137,14 @@ impl Server {
         self.frames.message(at, message);
     }
 
-    /// A row that tells with which definition and in which place it was made.
+    /// A row that tells with which definition and in which place it was made. Of the first table's, few fill a segment.
     fn row(&mut self, table: u32) -> Vec<u8> {
         let said = format!("{} {}", self.versions[table as usize], self.lsn);
-        encode::insert(table, &[Field::Text(said.as_bytes())])
+        let wide = if table == 0 { WIDE } else { 0 };
+        encode::insert(
+            table,
+            &[Field::Text(said.as_bytes()), Field::Text(&vec![b' '; wide])],
+        )
     }
 
     fn new_xid(&mut self) -> u32 {
@@ -331,6 +338,169 @@ fn sifted(chunks: Vec<RawChunk>, rolled_back: &HashSet<u32>) -> (Vec<Vec<u8>>, u
     (messages, keepalives)
 }
 
+/// Each row comes after the definition by which it was made.
+fn expect_announced(messages: &[Vec<u8>]) {
+    let mut known: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    for message in messages {
+        let table = || u32::from_be_bytes(message[1..5].try_into().unwrap());
+        match message[0] {
+            b'R' => drop(known.insert(table(), message.clone())),
+            b'I' => {
+                let said = String::from_utf8_lossy(&message[12..]).into_owned();
+                let version = said
+                    .trim_start_matches('\0')
+                    .split_whitespace()
+                    .next()
+                    .unwrap()
+                    .to_owned();
+                let name = format!("t{}", version.trim_matches(|c: char| !c.is_ascii_digit()));
+                let relation = known.get(&table()).expect("an announced table");
+                assert!(
+                    String::from_utf8_lossy(relation).contains(&name),
+                    "{name}: {relation:?}"
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+fn messages_of(frames: &[u8]) -> Vec<Vec<u8>> {
+    let frames = split_frames(frames).map(|payload| parse_frame(payload.unwrap()).unwrap());
+    let messages = frames.filter_map(|frame| match frame {
+        Frame::XLogData { data, .. } => Some(data.to_vec()),
+        Frame::Keepalive { .. } => None,
+    });
+    messages.collect()
+}
+
+/// What is sifted, with what the lane has of it in its place.
+struct WithLane {
+    streamed: Streamed,
+    lane: LaneModel,
+    runtime: tokio::runtime::Runtime,
+    answers: std::iter::Cycle<std::vec::IntoIter<bool>>,
+    rolled_back: HashSet<u32>,
+    /// what is handed out
+    decoded: Vec<Vec<u8>>,
+    /// the same with what the lane has of it
+    out: Vec<Vec<u8>>,
+    /// what the lane has ready
+    ready: Vec<u8>,
+}
+
+impl WithLane {
+    fn new(answers: Vec<bool>, rolled_back: HashSet<u32>) -> Self {
+        let (ahead, lane) = LaneModel::new();
+        let mut streamed = Streamed::default();
+        streamed.hand_out(ahead, Lsn(1), Lsn(1));
+        Self {
+            streamed,
+            lane,
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+            answers: answers.into_iter().cycle(),
+            rolled_back,
+            decoded: Vec::new(),
+            out: Vec::new(),
+            ready: Vec::new(),
+        }
+    }
+
+    fn sift(&mut self, mut chunk: Vec<u8>) {
+        self.streamed.sift(&mut chunk, 0).unwrap();
+        self.take(&chunk);
+        while self.streamed.has_more() {
+            self.lane.listen().unwrap();
+            if !self.answers.next().unwrap() {
+                self.lane.give_up();
+            }
+            if let Some(doubtful) = self.streamed.doubtful() {
+                let found = doubtful
+                    .iter()
+                    .copied()
+                    .filter(|xid| self.rolled_back.contains(xid));
+                let found = found.collect();
+                self.streamed.settle(found);
+                self.lane.listen().unwrap();
+            }
+            if let Some(ahead) = self.streamed.asks_lane() {
+                self.ready = self.lane.is_ready().unwrap_or_default();
+                let is_ready = self.runtime.block_on(ahead.is_ready());
+                assert_eq!(is_ready, !self.ready.is_empty());
+                self.streamed.lane_answers(is_ready);
+            }
+            let mut chunk = Vec::new();
+            self.streamed.fill(&mut chunk).unwrap();
+            self.take(&chunk);
+        }
+        self.lane.listen().unwrap();
+    }
+
+    fn take(&mut self, chunk: &[u8]) {
+        for message in messages_of(chunk) {
+            self.decoded.push(message.clone());
+            let [b'c', fields @ ..] = message.as_slice() else {
+                self.out.push(message);
+                continue;
+            };
+            // transaction 4, flags 1, commit LSN 8, end LSN 8, commit time 8
+            let (xid, commit) = fields.split_at(4);
+            let begin = [b"B", &commit[1..9], &commit[17..25], xid].concat();
+            let mut given = std::mem::take(&mut self.ready);
+            unmark(&mut given, 0, &HashSet::new()).unwrap();
+            let given = messages_of(&given);
+            assert_eq!(given[0][0], b'B');
+            expect_announced(&given);
+            self.out.push(begin);
+            let changes = given.into_iter().skip(1);
+            self.out
+                .extend(changes.filter(|message| !matches!(message[0], b'R' | b'Y')));
+            self.out.push([b"C", commit].concat());
+        }
+    }
+}
+
+/// What comes out and what the lane has make what the server means; how often the lane had it.
+fn expect_wanted(steps: &[Step], cuts: impl Iterator<Item = usize>, answers: Vec<bool>) -> usize {
+    let mut server = Server::default();
+    steps.iter().for_each(|step| server.step(step));
+    let cuts: Vec<usize> = cuts.filter(|cut| *cut < server.frames.ends.len()).collect();
+    let mut ahead = WithLane::new(answers, server.rolled_back.clone());
+    for chunk in server.frames.cut(&cuts) {
+        ahead.sift(chunk.bytes);
+    }
+    let is_change = |message: &&Vec<u8>| !matches!(message[0], b'R' | b'Y');
+    let changes: Vec<_> = ahead.out.iter().filter(is_change).cloned().collect();
+    assert_eq!(changes, server.wanted);
+    expect_announced(&ahead.decoded);
+    ahead.decoded.iter().filter(|message| message[0] == b'c').count()
+}
+
+/// The lane has read segments of it by then.
+#[test]
+fn what_the_lane_was_given_is_taken_back() {
+    let (txn, wide) = (0, || vec![0; 4]);
+    let block = |tables| Step::Block { txn, tables };
+    for told in [true, false] {
+        let steps = [
+            block(wide()),
+            Step::Savepoint { txn },
+            block(wide()),
+            Step::RollBackTo { txn, told },
+            block(wide()),
+            Step::Commit { txn },
+        ];
+        assert_eq!(expect_wanted(&steps, 0..99, vec![true]), 0, "told: {told}");
+    }
+    let steps = [
+        block(wide()),
+        Step::Savepoint { txn },
+        block(wide()),
+        Step::Commit { txn },
+    ];
+    assert_eq!(expect_wanted(&steps, 0..99, vec![true]), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -349,21 +519,17 @@ proptest! {
             messages.iter().partition(|message| matches!(message[0], b'R' | b'Y'));
         prop_assert_eq!(announcements.iter().filter(|m| m[0] == b'R').count() * 2, announcements.len());
         prop_assert_eq!(changes.into_iter().cloned().collect::<Vec<_>>(), server.wanted);
-        let mut known: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
-        for message in &messages {
-            let table = || u32::from_be_bytes(message[1..5].try_into().unwrap());
-            match message[0] {
-                b'R' => drop(known.insert(table(), message.clone())),
-                b'I' => {
-                    let said = String::from_utf8_lossy(&message[12..]).into_owned();
-                    let version = said.trim_start_matches('\0').split_whitespace().next().unwrap().to_owned();
-                    let name = format!("t{}", version.trim_matches(|c: char| !c.is_ascii_digit()));
-                    let relation = known.get(&table()).expect("an announced table");
-                    prop_assert!(String::from_utf8_lossy(relation).contains(&name), "{name}: {relation:?}");
-                }
-                _ => {}
-            }
-        }
+        expect_announced(&messages);
+    }
+
+    /// With a lane that gives up now and then, what comes out and what it was given make the same.
+    #[test]
+    fn what_goes_ahead_is_what_the_rest_lacks(
+        steps in steps(),
+        cuts in prop::collection::btree_set(0_usize..200, 0..9),
+        answers in prop::collection::vec(prop::bool::weighted(0.95), 1..30),
+    ) {
+        expect_wanted(&steps, cuts.into_iter(), answers);
     }
 
     #[test]
