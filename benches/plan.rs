@@ -1,4 +1,4 @@
-//! Planning: decoded batches to groups and net sets. Rows and bytes are those that went in.
+//! Planning: decoded batches to groups and net sets, and net sets to what goes to the target. Rows and bytes are those that went in.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use cdc_benches::{Corpus, target};
 use cdc_core::Batch;
-use cdc_core::plan::{Piece, PlanMode, Planner, TxnGroup};
+use cdc_core::plan::{ApplyPlan, Piece, PlanMode, Planner, TxnGroup};
 use cdc_core::source::Decoder;
+use cdc_postgres::NetBytes;
 use criterion::{Criterion, Throughput};
 
 /// Rows of a group, as the pipeline cuts them.
@@ -67,6 +68,18 @@ fn main() {
                 });
             });
         }
+        let mut planner = Planner::new(Arc::clone(&catalog));
+        let plans: Vec<ApplyPlan> = groups
+            .iter()
+            .map(|group| planner.compile(group.clone(), PlanMode::Net).unwrap())
+            .collect();
+        let mut rendered = NetBytes::default();
+        group.bench_function("to COPY and arrays", |b| {
+            b.iter(|| {
+                let bytes: u64 = plans.iter().map(|plan| rendered.of(plan).unwrap()).sum();
+                assert!(black_box(bytes) > 0);
+            });
+        });
         group.finish();
     }
     criterion.final_summary();

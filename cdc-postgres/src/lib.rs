@@ -38,3 +38,5 @@ mod target_catalog;
 mod tls;
 
 pub use engine::PgEngine;
+#[cfg(any(test, feature = "testing"))]
+pub use sink::NetBytes;

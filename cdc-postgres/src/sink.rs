@@ -43,6 +43,8 @@ use crate::state::explained;
 use crate::wire::{Connection, Format, Stage, TransactionStatus};
 use decided::Decided;
 use flight::{Failure, Flight, Halt, Subject};
+#[cfg(any(test, feature = "testing"))]
+pub use net::NetBytes;
 use net::{Buffers, NetSets};
 use rows::Rows;
 use suppressed::{Suspects, overtaken};

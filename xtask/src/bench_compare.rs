@@ -32,9 +32,9 @@ pub(crate) struct Args {
     /// PostgreSQL major version of both greens
     #[arg(long, default_value_t = 18)]
     target: u16,
-    /// `streaming` option of the native subscription
-    #[arg(long, default_value = "off")]
-    native_streaming: String,
+    /// Options of the native subscription beside its defaults, as in `WITH (…)`: `streaming = off`
+    #[arg(long, default_value = "")]
+    native_with: String,
     /// Only workloads whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -70,9 +70,9 @@ const WIDE_ROWS: &str = "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || 
 fn workloads() -> Vec<Workload> {
     vec![
         Workload {
-            name: "tpcb-30k",
+            name: "tpcb-100k",
             setup: "",
-            work: Work::TpcB(30_000),
+            work: Work::TpcB(100_000),
         },
         Workload {
             name: "insert-1m",
@@ -92,6 +92,42 @@ fn workloads() -> Vec<Workload> {
     ]
 }
 
+/// What is on blue when it is copied.
+struct Seed {
+    name: String,
+    fill: Fill,
+    tables: String,
+}
+
+enum Fill {
+    /// pgbench's tables at a scale
+    PgBench(u32),
+    Sql(String),
+}
+
+fn seeds(scale: u32) -> [Seed; 2] {
+    let names: Vec<String> = (1..=20).map(|number| format!("part{number}")).collect();
+    let fill = names.iter().map(|name| {
+        format!(
+            "CREATE TABLE {name} (id bigint PRIMARY KEY, a int, b text, c timestamptz, d numeric(12,2)); \
+             CREATE INDEX ON {name} (a); \
+             INSERT INTO {name} SELECT n, n % 1000, 'name ' || n, now(), n / 100.0 FROM generate_series(1, 100000) n;"
+        )
+    });
+    [
+        Seed {
+            name: format!("seed-{}m", scale / 10),
+            fill: Fill::PgBench(scale),
+            tables: PGBENCH_TABLES.to_owned(),
+        },
+        Seed {
+            name: "seed-20-tables".to_owned(),
+            fill: Fill::Sql(fill.collect()),
+            tables: names.join(", "),
+        },
+    ]
+}
+
 /// Seconds of both sides in one round.
 struct Round {
     ours: f64,
@@ -102,11 +138,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tools = postgres_tools()?;
     let binary = release_binary()?;
     println!(
-        "machine: {} cores; blue {}, green {}; native streaming={}; ours {}",
+        "machine: {} cores; blue {}, green {}; native {}; ours {}",
         std::thread::available_parallelism()?,
         args.source,
         args.target,
-        args.native_streaming,
+        if args.native_with.is_empty() {
+            "by default"
+        } else {
+            &args.native_with
+        },
         if args.conflict.is_empty() {
             String::from("stops at conflicts")
         } else {
@@ -114,11 +154,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     );
     let mut results: Vec<(String, Vec<Round>)> = Vec::new();
-    if "seed".contains(&args.only) {
-        let rounds = (0..args.rounds)
-            .map(|round| seed_round(args, &tools, &binary, round))
-            .collect::<Result<_>>()?;
-        results.push((format!("seed-{}m", args.scale / 10), rounds));
+    for seed in seeds(args.scale) {
+        if seed.name.contains(&args.only) {
+            let rounds = (0..args.rounds)
+                .map(|round| seed_round(args, &tools, &binary, &seed, round))
+                .collect::<Result<_>>()?;
+            results.push((seed.name, rounds));
+        }
     }
     let wanted: Vec<Workload> = workloads()
         .into_iter()
@@ -157,7 +199,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn cluster(major: u16) -> Result<PgCluster> {
+/// A server as one would run it.
+pub(crate) fn cluster(major: u16) -> Result<PgCluster> {
     PgCluster::builder(major)
         .durable(true)
         .setting("shared_buffers", "512MB")
@@ -181,12 +224,43 @@ fn pgbench(tools: &ToolsInstall, url: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Gives a follower the tables of blue.
+fn copy_schema(tools: &ToolsInstall, url: &str, subscriber: &Psql<'_>) -> Result<()> {
+    let schema = tools
+        .command("pg_dump")
+        .args(["--schema-only", "--no-publications", "-N", "cdc_sync", "-d", url])
+        .output()?;
+    ensure!(schema.status.success(), "pg_dump failed");
+    let script = tempfile::NamedTempFile::new()?;
+    std::fs::write(script.path(), &schema.stdout)?;
+    subscriber.file(script.path()).context("restoring the schema")
+}
+
+fn subscribe(name: &str, blue: &PgCluster, args: &Args) -> String {
+    let with = if args.native_with.is_empty() {
+        String::new()
+    } else {
+        format!(" WITH ({})", args.native_with)
+    };
+    let url = blue.url("postgres");
+    format!("CREATE SUBSCRIPTION {name} CONNECTION '{url}' PUBLICATION {name}{with}")
+}
+
 /// Seeds an empty green both ways: ours with schema, indexes and statistics, native into a schema that is there.
-fn seed_round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, round: usize) -> Result<Round> {
+fn seed_round(
+    args: &Args,
+    tools: &ToolsInstall,
+    binary: &std::path::Path,
+    seed: &Seed,
+    round: usize,
+) -> Result<Round> {
     let blue = cluster(args.source)?;
-    let scale = args.scale.to_string();
-    pgbench(tools, &blue.url("postgres"), &["-i", "-q", "-s", &scale])?;
-    let source = Psql::new(tools, blue.url("postgres"));
+    let url = blue.url("postgres");
+    let source = Psql::new(tools, &url);
+    match &seed.fill {
+        Fill::PgBench(scale) => pgbench(tools, &url, &["-i", "-q", "-s", &scale.to_string()])?,
+        Fill::Sql(sql) => drop(source.run(sql)?),
+    }
     source.run("VACUUM ANALYZE")?;
     source.run("CHECKPOINT")?;
     let ours = || -> Result<f64> {
@@ -195,17 +269,14 @@ fn seed_round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, round
     };
     let native = || -> Result<f64> {
         let green = cluster(args.target)?;
-        pgbench(tools, &green.url("postgres"), &["-i", "-q", "-I", "dtp"])?;
         let target = Psql::new(tools, green.url("postgres"));
+        copy_schema(tools, &url, &target)?;
         source.run(&format!(
-            "CREATE PUBLICATION seed_native FOR TABLE {PGBENCH_TABLES}"
+            "CREATE PUBLICATION seed_native FOR TABLE {}",
+            seed.tables
         ))?;
         let began = Instant::now();
-        target.run(&format!(
-            "CREATE SUBSCRIPTION seed_native CONNECTION '{}' PUBLICATION seed_native WITH (streaming = {})",
-            libpq(&blue),
-            args.native_streaming
-        ))?;
+        target.run(&subscribe("seed_native", &blue, args))?;
         target.wait_inside(
             "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')",
             LIMIT,
@@ -222,7 +293,11 @@ fn seed_round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, round
         let first = native()?;
         (ours()?, first)
     };
-    eprintln!("seed round {}: ours {ours:.2} s, native {native:.2} s", round + 1);
+    eprintln!(
+        "{} round {}: ours {ours:.2} s, native {native:.2} s",
+        seed.name,
+        round + 1
+    );
     Ok(Round { ours, native })
 }
 
@@ -248,22 +323,11 @@ fn catch_up(
     source.run("VACUUM ANALYZE")?;
     follow(args, binary, tools, [&blue, &green]).context("first run of cdc-sync")?;
     let subscriber = Psql::new(tools, native.url("postgres"));
-    let schema = tools
-        .command("pg_dump")
-        .args(["--schema-only", "--no-publications", "-N", "cdc_sync", "-d", &url])
-        .output()?;
-    ensure!(schema.status.success(), "pg_dump failed");
-    let script = tempfile::NamedTempFile::new()?;
-    std::fs::write(script.path(), &schema.stdout)?;
-    subscriber.file(script.path()).context("restoring the schema")?;
+    copy_schema(tools, &url, &subscriber)?;
     source.run(&format!(
         "CREATE PUBLICATION native FOR TABLE {PGBENCH_TABLES}, wide, last_row"
     ))?;
-    subscriber.run(&format!(
-        "CREATE SUBSCRIPTION native CONNECTION '{}' PUBLICATION native WITH (streaming = {})",
-        libpq(&blue),
-        args.native_streaming
-    ))?;
+    subscriber.run(&subscribe("native", &blue, args))?;
     subscriber.wait_inside(
         "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')",
         LIMIT,
@@ -365,9 +429,4 @@ fn follow(
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(seconds)
-}
-
-/// A connection string for the server's own use.
-fn libpq(cluster: &PgCluster) -> String {
-    cluster.url("postgres")
 }

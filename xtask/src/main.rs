@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench_compare;
+mod bench_latency;
 mod build;
 mod demo;
 mod fuzz;
@@ -31,6 +32,8 @@ enum Task {
     Demo(demo::Args),
     /// The same work through cdc-sync and through a peer, alternating
     BenchCompare(bench_compare::Args),
+    /// The lag of one-row transactions through cdc-sync and through the native subscription, alternating
+    BenchLatency(bench_latency::Args),
     /// Every fuzz target for a bounded number of executions
     Fuzz(fuzz::Args),
     /// Run every check and test, as CI does
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Servers(args) => servers::run(&args),
         Task::Demo(args) => demo::run(args),
         Task::BenchCompare(args) => bench_compare::run(&args),
+        Task::BenchLatency(args) => bench_latency::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Test(args) => test::run(&args),
     };

@@ -1,5 +1,8 @@
 //! Net sets of one table: deletes, updates, inserts, upserts, each in as few statements as size allows.
 
+#[cfg(any(test, feature = "testing"))]
+mod alone;
+
 use std::sync::Arc;
 
 use cdc_core::Result;
@@ -11,6 +14,9 @@ use super::sql::{self, Locating, Verb};
 use super::tables::{Bound, Tables};
 use super::values::{Arrays, copy_value, text};
 use crate::wire::Format;
+
+#[cfg(any(test, feature = "testing"))]
+pub use alone::NetBytes;
 
 /// A set of fewer rows goes as single statements.
 const SET_FROM: usize = 4;
@@ -66,6 +72,72 @@ struct Set<'p> {
     rows: Pairs<'p>,
     /// whether each row must be hit
     must_hit: bool,
+}
+
+impl Set<'_> {
+    /// The columns that locate its rows, beside those that are written.
+    fn locator(self, planned: &PlannedTable) -> &[usize] {
+        if self.effect == Effect::Upsert {
+            &[]
+        } else {
+            &planned.locator
+        }
+    }
+}
+
+impl Buffers {
+    /// Fills the arrays with rows from number `first` on; returns how many it took.
+    fn fill_arrays(
+        &mut self,
+        plan: &ApplyPlan,
+        planned: &PlannedTable,
+        set: Set<'_>,
+        first: usize,
+    ) -> Result<usize> {
+        let Buffers { arrays, scratch, .. } = self;
+        let locator = set.locator(planned);
+        arrays.start(set.columns.len() + locator.len());
+        let mut taken = 0;
+        while arrays.rows() < SET_ROWS && arrays.bytes() < SET_BYTES {
+            let Some((key, values)) = set.rows.get(first + taken) else {
+                break;
+            };
+            let written = set.columns.iter().map(|column| (values, *column));
+            let located = locator.iter().map(|column| (key, *column));
+            for (place, (image, column)) in written.chain(located).enumerate() {
+                scratch.clear();
+                let value = text(planned, column, plan.datum(image, column), scratch)?;
+                arrays.push(place, value.bytes(scratch));
+            }
+            arrays.end_row();
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Writes rows for COPY until it is worth a message; returns how many.
+    fn fill_copy(&mut self, plan: &ApplyPlan, planned: &PlannedTable, images: &[Image]) -> Result<usize> {
+        let Buffers { scratch, copy, .. } = self;
+        copy.clear();
+        copy.shrink_to(KEEP_CAPACITY);
+        let mut taken = 0;
+        for image in images {
+            for (place, column) in planned.written.iter().enumerate() {
+                if place > 0 {
+                    copy.push(b'\t');
+                }
+                scratch.clear();
+                let value = text(planned, *column, plan.datum(*image, *column), scratch)?;
+                copy_value(value.bytes(scratch), copy);
+            }
+            copy.push(b'\n');
+            taken += 1;
+            if copy.len() >= COPY_BYTES {
+                break;
+            }
+        }
+        Ok(taken)
+    }
 }
 
 /// Sends the sets of a table.
@@ -147,12 +219,8 @@ impl NetSets<'_, '_> {
     async fn send_arrays(&mut self, flight: &mut Flight<'_>, set: Set<'_>) -> Result<(), Halt> {
         let place = self.tables.place(self.plan, self.net.table)?;
         let planned = Arc::clone(&self.tables.at(place)?.planned);
-        let locator: &[usize] = if set.verbs.0 == Verb::UpsertSet {
-            &[]
-        } else {
-            &planned.locator
-        };
-        let locate: Vec<Locating> = locator
+        let locate: Vec<Locating> = set
+            .locator(&planned)
             .iter()
             .map(|column| Locating {
                 column: *column,
@@ -165,7 +233,7 @@ impl NetSets<'_, '_> {
         }
         let mut sent = 0;
         while sent < set.rows.len() {
-            sent += self.fill(&planned, set, locator, sent)?;
+            sent += self.buffers.fill_arrays(self.plan, &planned, set, sent)?;
             let arrays = &mut self.buffers.arrays;
             let subject = Subject::Set {
                 table: self.net.table,
@@ -182,34 +250,6 @@ impl NetSets<'_, '_> {
             flight.flow().await?;
         }
         Ok(())
-    }
-
-    /// Fills the arrays with rows from number `first` on; returns how many it took.
-    fn fill(
-        &mut self,
-        planned: &PlannedTable,
-        set: Set<'_>,
-        locator: &[usize],
-        first: usize,
-    ) -> Result<usize> {
-        let Buffers { arrays, scratch, .. } = self.buffers;
-        arrays.start(set.columns.len() + locator.len());
-        let mut taken = 0;
-        while arrays.rows() < SET_ROWS && arrays.bytes() < SET_BYTES {
-            let Some((key, values)) = set.rows.get(first + taken) else {
-                break;
-            };
-            let written = set.columns.iter().map(|column| (values, *column));
-            let located = locator.iter().map(|column| (key, *column));
-            for (place, (image, column)) in written.chain(located).enumerate() {
-                scratch.clear();
-                let value = text(planned, column, self.plan.datum(image, column), scratch)?;
-                arrays.push(place, value.bytes(scratch));
-            }
-            arrays.end_row();
-            taken += 1;
-        }
-        Ok(taken)
     }
 
     async fn send_inserts(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
@@ -233,34 +273,12 @@ impl NetSets<'_, '_> {
         flight.copy(&sql, subject, net.inserts.len() as u64).await?;
         let mut sent = 0;
         while sent < net.inserts.len() {
-            sent += self.fill_copy(&planned, net.inserts.get(sent..).unwrap_or_default())?;
+            sent +=
+                self.buffers
+                    .fill_copy(self.plan, &planned, net.inserts.get(sent..).unwrap_or_default())?;
             flight.copy_data(&self.buffers.copy).await?;
         }
         flight.copy_done().await
-    }
-
-    /// Writes rows for COPY until it is worth a message; returns how many.
-    fn fill_copy(&mut self, planned: &PlannedTable, images: &[Image]) -> Result<usize> {
-        let Buffers { scratch, copy, .. } = self.buffers;
-        copy.clear();
-        copy.shrink_to(KEEP_CAPACITY);
-        let mut taken = 0;
-        for image in images {
-            for (place, column) in planned.written.iter().enumerate() {
-                if place > 0 {
-                    copy.push(b'\t');
-                }
-                scratch.clear();
-                let value = text(planned, *column, self.plan.datum(*image, *column), scratch)?;
-                copy_value(value.bytes(scratch), copy);
-            }
-            copy.push(b'\n');
-            taken += 1;
-            if copy.len() >= COPY_BYTES {
-                break;
-            }
-        }
-        Ok(taken)
     }
 }
 
