@@ -89,6 +89,14 @@ fn workloads() -> Vec<Workload> {
             setup: "",
             work: Work::Sql("DELETE FROM wide WHERE id > 700000"),
         },
+        Workload {
+            name: "values-of-200kb",
+            setup: "",
+            work: Work::Sql(
+                "INSERT INTO wide SELECT n, 1, 1, 'name', repeat(md5(n::text), 6250), 1, now(), true, 1, 'note' \
+                 FROM generate_series(2000001, 2002000) n",
+            ),
+        },
     ]
 }
 

@@ -138,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 *lags = runtime.block_on(measure(&urls, *rate, count, &mut next))?;
                 side.stop()?;
             }
-            let [ours, native] = lags.map(|lags| describe(lags));
+            let [ours, native] = lags.map(describe);
             println!("{rate:>6}/s round {}: ours {ours} · native {native}", round + 1);
         }
     }
