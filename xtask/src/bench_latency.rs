@@ -3,7 +3,8 @@
 //!
 //! Both ends are told to one process, so that there is one clock: the writer notes when blue has answered its commit, and a
 //! trigger on green notifies, which the server does at the commit. Both followers have the same trigger; one runs at a time,
-//! and which goes first alternates.
+//! and which goes first alternates. The clock that paces the writers ticks once a millisecond: above 1,000 a second, rows come
+//! in twos.
 
 use std::future::poll_fn;
 use std::process::Command;
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     #[arg(value_parser = ["pg"])]
     product: String,
     /// Transactions a second
-    #[arg(long, value_delimiter = ',', default_values_t = [100, 500, 2000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 500, 2000], value_parser = clap::value_parser!(u64).range(1..))]
     rates: Vec<u64>,
     /// How long each follower is measured at each rate, in each round
     #[arg(long, default_value_t = 10)]
@@ -196,20 +197,28 @@ async fn measure([blue, green]: &[String; 2], rate: u64, count: u64, next: &mut 
     let mut committed = vec![None; count as usize];
     let mut seen = vec![None; count as usize];
     let deadline = begin + Duration::from_secs(count / rate) + LIMIT;
-    for _ in 0..count {
-        let arrival = tokio::time::timeout_at(deadline, arrivals.recv()).await;
-        let (id, at) = arrival.context("rows do not arrive")?.context("green is gone")?;
-        if let Some(seen) = seen.get_mut((id - first) as usize) {
-            *seen = Some(at);
-        }
-    }
-    while let Some(written) = writers.join_next().await {
-        for (number, at) in written?? {
-            if let Some(committed) = committed.get_mut(number as usize) {
-                *committed = Some(at);
+    let arriving = async {
+        for _ in 0..count {
+            let arrival = tokio::time::timeout_at(deadline, arrivals.recv()).await;
+            let (id, at) = arrival.context("rows do not arrive")?.context("green is gone")?;
+            let place = id.checked_sub(first).context("an older row arrives")?;
+            if let Some(seen) = seen.get_mut(place as usize) {
+                *seen = Some(at);
             }
         }
-    }
+        Ok::<_, anyhow::Error>(())
+    };
+    let writing = async {
+        while let Some(written) = writers.join_next().await {
+            for (number, at) in written?? {
+                if let Some(committed) = committed.get_mut(number as usize) {
+                    *committed = Some(at);
+                }
+            }
+        }
+        Ok(())
+    };
+    tokio::try_join!(arriving, writing)?;
     let both = committed.into_iter().zip(seen);
     let lags = both.map(|(committed, seen)| {
         let (committed, seen): (Instant, Instant) = (committed?, seen?);

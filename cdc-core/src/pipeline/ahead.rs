@@ -398,7 +398,8 @@ impl LaneStage {
             match self.asked.requests.recv_timeout(TICK) {
                 Ok(request) => break Some(request),
                 Err(RecvTimeoutError::Disconnected) => break None,
-                // Whoever wants the stream held gets it behind this one, which is on its way.
+                // Not for who wants the stream held: this one may have committed before that, and then the request is on its
+                // way. Where the stream stands still before it, the apply thread has it given up.
                 Err(RecvTimeoutError::Timeout) if ready && self.expect_wanted(given_up_for).is_err() => {
                     self.roll_back();
                     ready = false;
