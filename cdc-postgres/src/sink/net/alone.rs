@@ -45,6 +45,13 @@ impl NetBytes {
             rows: Pairs::Same(&net.deletes),
             must_hit: true,
         };
+        let upserts = Set {
+            effect: Effect::Upsert,
+            verbs: (Verb::UpsertSet, Verb::Upsert),
+            columns: &planned.written,
+            rows: Pairs::Same(&net.upserts),
+            must_hit: false,
+        };
         let updates = net.updates.iter().map(|update| Set {
             effect: Effect::Update,
             verbs: (Verb::UpdateSet, Verb::Update),
@@ -53,7 +60,7 @@ impl NetBytes {
             must_hit: true,
         });
         let mut bytes = 0;
-        for set in updates.chain([deletes]) {
+        for set in updates.chain([deletes, upserts]) {
             let mut sent = 0;
             while sent < set.rows.len() {
                 sent += self.0.fill_arrays(plan, planned, set, sent)?;
