@@ -1,7 +1,7 @@
 //! What an engine provides to read its log: a [`Source`] that moves bytes and a [`Decoder`] without I/O.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ahead::{Ahead, DecoderMaker};
 use crate::batch::Batch;
@@ -73,6 +73,11 @@ pub trait Source: Send {
     /// # Errors
     /// [`crate::Action::Reconnect`] when the connection is lost.
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()>;
+
+    /// How long to wait before the next read while the log flows, where the source knows that it then costs less.
+    fn pause(&self) -> Option<Duration> {
+        None
+    }
 
     /// Tells the server that everything up to `durable` is on the target for good, and that we are alive.
     /// Called on a timer whatever the back-pressure; with `None` it only says that we are alive. Idempotent;

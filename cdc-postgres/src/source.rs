@@ -425,6 +425,10 @@ impl Source for PgSource {
         })
     }
 
+    fn pause(&self) -> Option<Duration> {
+        self.sender.as_ref().and_then(WalSender::pause)
+    }
+
     fn confirm<'a>(&'a mut self, durable: Option<&'a Position>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             if let Some(durable) = durable {

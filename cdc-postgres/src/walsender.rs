@@ -3,6 +3,7 @@
 //! It moves frames and knows nothing of their content: the decoder reads `pgoutput`, and whoever owns the checkpoint
 //! decides which positions are reported as flushed.
 
+mod bursts;
 pub mod frame;
 pub mod options;
 pub mod slot;
@@ -14,6 +15,8 @@ mod tests;
 use crate::config::Config;
 use crate::error::PgError;
 use crate::lsn::Lsn;
+use bursts::Bursts;
+
 use crate::wire::{CancelToken, Connection, Purpose, QueryResult, ReplicationSettings, ServerVersion};
 
 pub use frame::{Frame, parse_frame, split_frames};
@@ -50,6 +53,8 @@ pub struct WalSender {
     streaming: bool,
     /// Transactions that still run come in blocks.
     in_blocks: bool,
+    /// How the stream of a server on this machine is read.
+    bursts: Option<Bursts>,
     /// Why the stream has ended.
     ended: Option<PgError>,
 }
@@ -80,6 +85,7 @@ impl WalSender {
             connection,
             max_frame_bytes,
             streaming: false,
+            bursts: None,
             in_blocks: false,
             ended: None,
         }

@@ -17,9 +17,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// A read that is answered this fast hardly waited: the log flows.
 const FLOWING: Duration = Duration::from_micros(500);
 /// While the log flows, a read waits this long for more to come, and what has come moves on at once. Handing on the
-/// few kilobytes of each packet cost as much in thread switches as all other work together. Much longer would leave the
-/// socket full: rows in packets of their own take several times their size there, and the server that meets a full socket
-/// asks for answers after each row.
+/// few kilobytes of each packet cost as much in thread switches as all other work together. A source may ask for longer.
 const GATHER: Duration = Duration::from_micros(150);
 /// A chunk of this size is worth its thread switch.
 const GATHERED_BYTES: usize = 128 << 10;
@@ -80,7 +78,7 @@ impl ReadStage {
         let mut unused: Option<RawChunk> = None;
         while !self.control.session_ends() {
             if std::mem::take(&mut flowing) {
-                std::thread::sleep(GATHER);
+                std::thread::sleep(self.source.pause().unwrap_or(GATHER));
             }
             if self.budget.exhausted() {
                 if !self.wait_for_room()? {

@@ -9,6 +9,7 @@ use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 
 use super::WalSender;
+use super::bursts::Bursts;
 use super::frame::{self, Frame, parse_frame};
 use super::options::{PgoutputOptions, Streaming};
 use super::slot::slot_name;
@@ -58,6 +59,7 @@ impl WalSender {
             {
                 Incoming::CopyBoth => {
                     self.streaming = true;
+                    self.bursts = Bursts::begin(&mut self.connection);
                     self.in_blocks = in_blocks;
                     return Ok(());
                 }
@@ -87,7 +89,17 @@ impl WalSender {
         if !self.streaming {
             return Err(PgError::usage("no stream has been started"));
         }
-        poll_fn(|cx| self.poll_frames(cx, into, max_bytes)).await
+        let before = into.len();
+        let frames = poll_fn(|cx| self.poll_frames(cx, into, max_bytes)).await?;
+        if let Some(bursts) = &mut self.bursts {
+            bursts.note(into.len() - before);
+        }
+        Ok(frames)
+    }
+
+    /// How long to leave the server alone before the next read, where that costs it less.
+    pub fn pause(&self) -> Option<Duration> {
+        self.bursts.as_ref().and_then(Bursts::pause)
     }
 
     fn poll_frames(

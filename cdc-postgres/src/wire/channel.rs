@@ -8,7 +8,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Header, Message};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
@@ -18,6 +18,9 @@ use crate::error::PgError;
 
 /// Read buffer: what one read can bring.
 const READ_STEP: usize = 64 * 1024;
+/// The same while the window is small. The server sends more as soon as there is room, and a read that is not filled is
+/// taken for the last.
+const BURST_STEP: usize = 8 * 1024;
 /// A buffer that one large message made larger than this is given back once it is empty.
 const KEEP_CAPACITY: usize = 4 * 1024 * 1024;
 /// The largest message a server can send: its own allocation limit (`MaxAllocSize`, 1 GB).
@@ -45,6 +48,8 @@ pub(crate) struct Channel {
     write_error: Option<PgError>,
     /// Largest message accepted.
     max_message: usize,
+    /// What one read may bring.
+    step: usize,
     /// When a byte last came.
     heard: Instant,
     /// When a byte last went.
@@ -60,6 +65,7 @@ impl Channel {
             unflushed: false,
             write_error: None,
             max_message,
+            step: READ_STEP,
             heard: Instant::now(),
             told: Instant::now(),
         }
@@ -77,6 +83,15 @@ impl Channel {
 
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// Makes the window small in which a server on this machine may send; `false` when it is on another one.
+    pub(crate) fn read_in_bursts(&mut self, window: usize) -> bool {
+        let is_small = self.stream.shrink_loopback_window(window);
+        if is_small {
+            self.step = BURST_STEP;
+        }
+        is_small
     }
 
     pub(crate) fn set_max_message(&mut self, bytes: usize) {
@@ -150,7 +165,8 @@ impl Channel {
             self.incoming.reserve(READ_STEP);
         }
         // `read_buf` keeps no state between polls, so dropping the future after one loses nothing.
-        let read = pin!(self.stream.read_buf(&mut self.incoming));
+        let mut buffer = (&mut self.incoming).limit(self.step);
+        let read = pin!(self.stream.read_buf(&mut buffer));
         let result = ready!(std::future::Future::poll(read, cx));
         Poll::Ready(match result {
             Ok(0) => Err(self.write_error.take().unwrap_or_else(PgError::closed)),

@@ -46,6 +46,17 @@ impl Stream {
         matches!(self, Stream::Tls { .. })
     }
 
+    /// Makes the receive buffer of a loopback connection small; `false` for any other.
+    pub(crate) fn shrink_loopback_window(&self, bytes: usize) -> bool {
+        let tcp = match self {
+            Stream::Tcp(tcp) => tcp,
+            Stream::Tls { stream, .. } => stream.get_ref().0,
+            Stream::Unix(_) => return false,
+        };
+        let is_loopback = tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+        is_loopback && SockRef::from(tcp).set_recv_buffer_size(bytes).is_ok()
+    }
+
     /// What SCRAM-SHA-256-PLUS binds to.
     pub(crate) fn server_end_point(&self) -> Option<&[u8]> {
         match self {
