@@ -18,9 +18,9 @@ use crate::error::PgError;
 
 /// Read buffer: what one read can bring.
 const READ_STEP: usize = 64 * 1024;
-/// The same while the window is small. The server sends more as soon as there is room, and a read that is not filled is
-/// taken for the last.
-const BURST_STEP: usize = 8 * 1024;
+/// The same where the window is small: the server sends on as soon as a part of it has been read, while a read that is not
+/// filled counts as the last.
+const NARROW_STEP: usize = 8 * 1024;
 /// A buffer that one large message made larger than this is given back once it is empty.
 const KEEP_CAPACITY: usize = 4 * 1024 * 1024;
 /// The largest message a server can send: its own allocation limit (`MaxAllocSize`, 1 GB).
@@ -59,13 +59,17 @@ pub(crate) struct Channel {
 impl Channel {
     pub(crate) fn new(stream: Stream, max_message: usize) -> Channel {
         Channel {
+            step: if stream.is_narrow() {
+                NARROW_STEP
+            } else {
+                READ_STEP
+            },
             stream,
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
             unflushed: false,
             write_error: None,
             max_message,
-            step: READ_STEP,
             heard: Instant::now(),
             told: Instant::now(),
         }
@@ -83,15 +87,6 @@ impl Channel {
 
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
-    }
-
-    /// Makes the window small in which a server on this machine may send; `false` when it is on another one.
-    pub(crate) fn read_in_bursts(&mut self, window: usize) -> bool {
-        let is_small = self.stream.shrink_loopback_window(window);
-        if is_small {
-            self.step = BURST_STEP;
-        }
-        is_small
     }
 
     pub(crate) fn set_max_message(&mut self, bytes: usize) {

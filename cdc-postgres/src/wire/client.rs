@@ -18,7 +18,7 @@ use super::attempts::{Attempt, Attempts};
 use super::connection::Connection;
 use super::session::{self, Purpose};
 use super::silence::{self, Backend, Owed, Silent};
-use super::stream::{self, Encryption, Stream};
+use super::stream::{self, Encryption, Stream, Window};
 use crate::config::{self, Config, TargetSessionAttrs};
 use crate::error::{Kind, PgError};
 
@@ -53,7 +53,7 @@ async fn try_once(
             .close()
             .await;
     }
-    let stream = stream::open(config, &attempt.endpoint, attempt.encryption).await?;
+    let stream = stream::open(config, &attempt.endpoint, attempt.encryption, Window::Usual).await?;
     let owed = Owed::new();
     let mut settings = tokio_postgres::Config::new();
     settings

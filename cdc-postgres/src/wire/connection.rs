@@ -19,7 +19,7 @@ use super::pipeline::Pipeline;
 use super::rows::{self, QueryResult, Row};
 use super::session::{self, Purpose};
 use super::silence::{self, Backend, Silent};
-use super::stream::{self, Encryption, Stream};
+use super::stream::{self, Encryption, Stream, Window};
 use super::version::{Feature, ServerVersion};
 use crate::config::{Config, Endpoint, TargetSessionAttrs};
 use crate::error::PgError;
@@ -94,7 +94,7 @@ impl Connection {
         purpose: &Purpose,
         extra: &[(&str, &str)],
     ) -> Result<Connection, PgError> {
-        let stream = stream::open(config, &attempt.endpoint, attempt.encryption).await?;
+        let stream = stream::open(config, &attempt.endpoint, attempt.encryption, purpose.window()).await?;
         let connection = Connection::log_in(
             stream,
             config,
@@ -532,7 +532,8 @@ impl CancelToken {
     pub async fn cancel(&self) -> Result<(), PgError> {
         let context = || format!("cancel on {}", self.endpoint);
         limited(self.config.connect_timeout(), async {
-            let mut stream = stream::open(&self.config, &self.endpoint, self.encryption).await?;
+            let mut stream =
+                stream::open(&self.config, &self.endpoint, self.encryption, Window::Usual).await?;
             let mut request = BytesMut::new();
             frontend::cancel_request(self.backend_pid, self.key, &mut request);
             stream.write_all(&request).await?;

@@ -1,6 +1,7 @@
 //! The settings every session of ours runs with, whatever the role, the database or the server's configuration say.
 
 use super::silence::Backend;
+use super::stream::Window;
 use super::version::{Feature, ServerVersion};
 
 /// Settings known to every server version we speak to; they go into the startup packet.
@@ -34,6 +35,16 @@ pub enum Purpose {
     Sql,
     /// A walsender (`replication=database`): replication commands, and SQL by the simple protocol only.
     Replication(ReplicationSettings),
+}
+
+impl Purpose {
+    /// How much the server may send ahead of what is read.
+    pub(super) fn window(&self) -> Window {
+        match self {
+            Purpose::Sql => Window::Usual,
+            Purpose::Replication(_) => Window::NarrowOnLoopback,
+        }
+    }
 }
 
 /// Settings of a walsender session.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::session::{self, Purpose};
-use super::stream::{self, Encryption};
+use super::stream::{self, Encryption, Window};
 use crate::config::{Config, Endpoint};
 use crate::error::PgError;
 
@@ -120,7 +120,7 @@ impl Silent {
     }
 
     async fn look(&self) -> Result<State, PgError> {
-        let stream = stream::open(&self.config, &self.endpoint, self.encryption).await?;
+        let stream = stream::open(&self.config, &self.endpoint, self.encryption, Window::Usual).await?;
         let mut asking = Connection::log_in(
             stream,
             &self.config,

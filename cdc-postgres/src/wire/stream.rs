@@ -1,13 +1,14 @@
 //! The byte stream to one server: TCP or Unix-domain socket, with or without TLS.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio_rustls::client::TlsStream;
 
 use crate::config::{Config, Endpoint, SslMode};
@@ -23,6 +24,13 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// quarter of an hour by default.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// The receive buffer that makes a window small. Linux takes twice as much, and gives a half or a quarter of that to the
+/// window, as its version has it.
+const NARROW_BUFFER: usize = 32 << 10;
+/// The largest segment then: the smallest such window takes two.
+#[cfg(target_os = "linux")]
+const NARROW_SEGMENT: u32 = 8 << 10;
 
 /// An open byte stream to a server.
 #[derive(Debug)]
@@ -46,15 +54,16 @@ impl Stream {
         matches!(self, Stream::Tls { .. })
     }
 
-    /// Makes the receive buffer of a loopback connection small; `false` for any other.
-    pub(crate) fn shrink_loopback_window(&self, bytes: usize) -> bool {
+    /// Whether the server may only send a little at a time ([`narrow`]).
+    pub(crate) fn is_narrow(&self) -> bool {
         let tcp = match self {
             Stream::Tcp(tcp) => tcp,
             Stream::Tls { stream, .. } => stream.get_ref().0,
             Stream::Unix(_) => return false,
         };
-        let is_loopback = tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
-        is_loopback && SockRef::from(tcp).set_recv_buffer_size(bytes).is_ok()
+        // Linux takes twice of what was asked for, and says so.
+        let is_small = |size| size <= 2 * NARROW_BUFFER;
+        tcp.peer_addr().is_ok_and(is_loopback) && SockRef::from(tcp).recv_buffer_size().is_ok_and(is_small)
     }
 
     /// What SCRAM-SHA-256-PLUS binds to.
@@ -89,16 +98,26 @@ pub(crate) fn attempts(config: &Config, endpoint: &Endpoint) -> &'static [Encryp
     }
 }
 
+/// How much a server may send before it waits for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Window {
+    /// As much as the system finds good.
+    Usual,
+    /// Little, when the server is on the same machine.
+    NarrowOnLoopback,
+}
+
 /// Opens the stream to one server in one way. The time limit is the caller's.
 pub(crate) async fn open(
     config: &Config,
     endpoint: &Endpoint,
     encryption: Encryption,
+    window: Window,
 ) -> Result<Stream, PgError> {
     match endpoint {
         Endpoint::Unix { .. } => Ok(Stream::Unix(UnixStream::connect(endpoint.to_string()).await?)),
         Endpoint::Tcp { host, port } => {
-            let mut tcp = open_tcp(host, *port).await?;
+            let mut tcp = open_tcp(host, *port, window).await?;
             if encryption == Encryption::Plain {
                 return Ok(Stream::Tcp(tcp));
             }
@@ -121,13 +140,13 @@ pub(crate) async fn open(
 }
 
 /// Tries all addresses of a name.
-async fn open_tcp(host: &str, port: u16) -> Result<TcpStream, PgError> {
+async fn open_tcp(host: &str, port: u16, window: Window) -> Result<TcpStream, PgError> {
     let addresses = lookup_host((host, port))
         .await
         .map_err(|e| PgError::connection(format!("the host name cannot be resolved: {e}")))?;
     let mut last = None;
     for address in addresses {
-        match TcpStream::connect(address).await {
+        match connect(address, window).await {
             Ok(tcp) => {
                 // Small messages (status updates, Sync) must not wait for an acknowledgement.
                 tcp.set_nodelay(true)?;
@@ -145,6 +164,35 @@ async fn open_tcp(host: &str, port: u16) -> Result<TcpStream, PgError> {
     }
     Err(last.unwrap_or_else(|| PgError::connection("the host name has no address")))
 }
+
+async fn connect(address: SocketAddr, window: Window) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    if window == Window::NarrowOnLoopback && is_loopback(address) {
+        narrow(&SockRef::from(&socket));
+    }
+    socket.connect(address).await
+}
+
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Makes the window small. Segments must be smaller still, and that can be agreed upon only while connecting: a window
+/// below the size of a segment (64 KiB on a loopback device) opens by a timer alone.
+#[cfg(target_os = "linux")]
+fn narrow(socket: &SockRef<'_>) {
+    if socket.set_tcp_mss(NARROW_SEGMENT).is_ok() {
+        // Without it the window is as usual, and so is everything else.
+        let _ = socket.set_recv_buffer_size(NARROW_BUFFER);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn narrow(_socket: &SockRef<'_>) {}
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -211,7 +259,7 @@ mod tests {
     async fn a_peer_that_vanished_is_noticed_within_a_minute() {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = server.local_addr().unwrap().port();
-        let tcp = open_tcp("127.0.0.1", port).await.unwrap();
+        let tcp = open_tcp("127.0.0.1", port, Window::Usual).await.unwrap();
         let socket = SockRef::from(&tcp);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
         assert!(socket.keepalive().unwrap());
