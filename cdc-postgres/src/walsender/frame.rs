@@ -35,6 +35,15 @@ pub enum Frame<'a> {
     },
 }
 
+impl Frame<'_> {
+    /// The server's clock when it sent the frame, in µs since 2000-01-01 UTC.
+    pub fn time(&self) -> i64 {
+        match self {
+            Frame::XLogData { time, .. } | Frame::Keepalive { time, .. } => *time,
+        }
+    }
+}
+
 /// Reads the payload of one CopyData message.
 #[inline]
 pub fn parse_frame(payload: &[u8]) -> Result<Frame<'_>, PgError> {
@@ -130,7 +139,7 @@ pub(super) fn write_status(
 }
 
 /// Our clock in µs since 2000-01-01 UTC; 0 for a clock before that.
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let since_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since_pg = since_unix.saturating_sub(std::time::Duration::from_secs(PG_EPOCH_SECONDS));
     i64::try_from(since_pg.as_micros()).unwrap_or(i64::MAX)

@@ -92,7 +92,7 @@ impl WalSender {
         let before = into.len();
         let frames = poll_fn(|cx| self.poll_frames(cx, into, max_bytes)).await?;
         if let Some(bursts) = &mut self.bursts {
-            bursts.note(into.len() - before);
+            bursts.note(into.get(before..).unwrap_or_default());
         }
         Ok(frames)
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Header, Message};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
@@ -18,9 +18,6 @@ use crate::error::PgError;
 
 /// Read buffer: what one read can bring.
 const READ_STEP: usize = 64 * 1024;
-/// The same where the window is small: the server sends on as soon as a part of it has been read, while a read that is not
-/// filled counts as the last.
-const NARROW_STEP: usize = 8 * 1024;
 /// A buffer that one large message made larger than this is given back once it is empty.
 const KEEP_CAPACITY: usize = 4 * 1024 * 1024;
 /// The largest message a server can send: its own allocation limit (`MaxAllocSize`, 1 GB).
@@ -48,8 +45,6 @@ pub(crate) struct Channel {
     write_error: Option<PgError>,
     /// Largest message accepted.
     max_message: usize,
-    /// What one read may bring.
-    step: usize,
     /// When a byte last came.
     heard: Instant,
     /// When a byte last went.
@@ -59,11 +54,6 @@ pub(crate) struct Channel {
 impl Channel {
     pub(crate) fn new(stream: Stream, max_message: usize) -> Channel {
         Channel {
-            step: if stream.is_narrow() {
-                NARROW_STEP
-            } else {
-                READ_STEP
-            },
             stream,
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
@@ -160,8 +150,7 @@ impl Channel {
             self.incoming.reserve(READ_STEP);
         }
         // `read_buf` keeps no state between polls, so dropping the future after one loses nothing.
-        let mut buffer = (&mut self.incoming).limit(self.step);
-        let read = pin!(self.stream.read_buf(&mut buffer));
+        let read = pin!(self.stream.read_buf(&mut self.incoming));
         let result = ready!(std::future::Future::poll(read, cx));
         Poll::Ready(match result {
             Ok(0) => Err(self.write_error.take().unwrap_or_else(PgError::closed)),

@@ -265,4 +265,42 @@ mod tests {
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
     }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_narrow_window_takes_two_segments_and_opens_again() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        const SENT: usize = 8 << 20;
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let usual = open_tcp("127.0.0.1", port, Window::Usual).await.unwrap();
+        assert!(!Stream::Tcp(usual).is_narrow());
+        server.accept().await.unwrap();
+
+        let tcp = open_tcp("127.0.0.1", port, Window::NarrowOnLoopback)
+            .await
+            .unwrap();
+        assert!(SockRef::from(&tcp).tcp_mss().unwrap() <= NARROW_SEGMENT);
+        let mut stream = Stream::Tcp(tcp);
+        assert!(stream.is_narrow());
+        let (mut peer, _) = server.accept().await.unwrap();
+        let sending = tokio::spawn(async move {
+            peer.set_nodelay(true).unwrap();
+            for row in 0..SENT / 256 {
+                peer.write_all(&[row.to_le_bytes()[0]; 256]).await.unwrap();
+            }
+        });
+        // Opened by a timer alone, the window lets through 100 kB a second.
+        let mut received = Vec::new();
+        let reading = stream.read_to_end(&mut received);
+        let all = tokio::time::timeout(Duration::from_secs(30), reading).await;
+        all.expect("the window opens by a timer alone").unwrap();
+        sending.await.unwrap();
+        let rows = received.chunks_exact(256).enumerate();
+        assert_eq!(received.len(), SENT);
+        assert!(
+            rows.into_iter()
+                .all(|(row, bytes)| bytes.iter().all(|byte| *byte == row.to_le_bytes()[0]))
+        );
+    }
 }
