@@ -428,6 +428,12 @@ pub trait Site: Send + Sync {
     /// When the statement fails.
     fn truncate<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()>;
 
+    /// The formats in which a part of a table can be loaded, the best first.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    fn bulk_formats<'a>(&'a self, part: &'a TablePart) -> BoxFuture<'a, Vec<BulkFormat>>;
+
     /// Loads a part of a table's seed, in one transaction under the fence.
     ///
     /// # Errors

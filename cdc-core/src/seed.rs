@@ -1,13 +1,16 @@
 //! The consistent initial copy: a snapshot of the source read in parts, loaded into the target as bytes.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::BoxFuture;
 use crate::model::{Position, TableName};
 
-/// A format of bulk bytes that a snapshot can produce and a loader accept, such as an engine's COPY text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BulkFormat(pub &'static str);
+/// A format of bulk bytes that a snapshot can produce and a loader accept, such as an engine's COPY text, or its binary
+/// form of certain types.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BulkFormat(pub Cow<'static, str>);
 
 /// A part of a table that one connection copies: the whole table or a range of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,11 +39,15 @@ pub trait Snapshot: Send + Sync {
     /// When the table cannot be inspected.
     fn parts<'a>(&'a self, table: &'a TableName, part_bytes: u64) -> BoxFuture<'a, Vec<TablePart>>;
 
-    /// Opens one part for reading on a connection of its own.
+    /// Opens one part for reading on a connection of its own, in the first of the formats that it can be had in.
     ///
     /// # Errors
-    /// When the snapshot is gone or the table cannot be read.
-    fn read<'a>(&'a self, part: &'a TablePart) -> BoxFuture<'a, Box<dyn BulkReader>>;
+    /// When the snapshot is gone, the table cannot be read, or it can be had in none of the formats.
+    fn read<'a>(
+        &'a self,
+        part: &'a TablePart,
+        formats: &'a [BulkFormat],
+    ) -> BoxFuture<'a, Box<dyn BulkReader>>;
 
     /// Checks that the snapshot still stands (its connection is alive).
     ///

@@ -15,6 +15,7 @@ mod catalog;
 mod cleanup;
 mod column_types;
 mod compare;
+mod copy_format;
 mod emptying;
 mod engine;
 mod error_map;

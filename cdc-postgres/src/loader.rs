@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::catalog::{column_list, qualified};
+use crate::copy_format::{self, COPY_TEXT};
 use crate::error::{PgError, SqlState};
 use crate::error_map::message_without_value;
 use crate::session::Pool;
-use crate::snapshot::COPY_TEXT;
 use crate::state::{FENCE_LOST, explained};
 use crate::wire::{Connection, literal};
 
@@ -52,6 +52,16 @@ struct CopyLoader {
     task: JoinHandle<Result<Option<u64>>>,
 }
 
+/// The formats in which a part can be loaded, the best first.
+pub(crate) async fn formats(pool: &Pool, part: &TablePart) -> Result<Vec<BulkFormat>> {
+    let mut connection = pool.take().await?;
+    let query = copy_format::types_query(&part.table, &part.columns);
+    let answer = connection.simple_query(&query).await?;
+    let binary = copy_format::binary(answer.first(), part.columns.len())?;
+    pool.put(connection);
+    Ok(binary.into_iter().chain([COPY_TEXT]).collect())
+}
+
 /// Starts loading a part. Triggers do not fire and foreign keys are not checked where the role may say so.
 pub(crate) async fn open(
     pool: Arc<Pool>,
@@ -59,7 +69,7 @@ pub(crate) async fn open(
     part: &TablePart,
     format: BulkFormat,
 ) -> Result<Box<dyn BulkLoader>> {
-    if format != COPY_TEXT {
+    if !copy_format::is_known(&format) {
         return Err(Error::new(
             Kind::Config,
             format!("PostgreSQL loads {}, the source gives {}", COPY_TEXT.0, format.0),
@@ -72,6 +82,7 @@ pub(crate) async fn open(
         fence,
         table: part.table.clone(),
         columns: part.columns.clone(),
+        format,
     };
     Ok(Box::new(CopyLoader {
         table: part.table.clone(),
@@ -129,6 +140,7 @@ struct Load {
     fence: Held,
     table: TableName,
     columns: Vec<String>,
+    format: BulkFormat,
 }
 
 impl Load {
@@ -173,6 +185,7 @@ impl Load {
             literal(stream)
         );
         let results = connection.simple_query(&begin).await?;
+        self.check_types(connection).await?;
         let number = results.last().and_then(|result| result.rows.first());
         let transaction = number.map(|row| row.text(0)).transpose()?.flatten();
         let transaction = transaction
@@ -195,12 +208,35 @@ impl Load {
         }
     }
 
+    /// Binary bytes mean something else, or nothing, to a column whose type has been changed since it was asked for.
+    async fn check_types(&self, connection: &mut Connection) -> Result<(), PgError> {
+        if !copy_format::is_binary(&self.format) {
+            return Ok(());
+        }
+        let query = format!(
+            "LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE; {}",
+            qualified(&self.table),
+            copy_format::types_query(&self.table, &self.columns)
+        );
+        let results = connection.simple_query(&query).await?;
+        if copy_format::binary(results.last(), self.columns.len())?.as_ref() == Some(&self.format) {
+            return Ok(());
+        }
+        Err(
+            PgError::usage("the type of a column was changed on the target during the copy")
+                .with_hint("run again: the table is emptied and copied anew"),
+        )
+    }
+
     fn statement(&self) -> String {
         let (table, columns) = (qualified(&self.table), column_list(&self.columns));
         if self.columns.is_empty() {
             format!("COPY {table} FROM STDIN")
         } else {
-            format!("COPY {table} ({columns}) FROM STDIN")
+            format!(
+                "COPY {table} ({columns}) FROM STDIN{}",
+                copy_format::clause(&self.format)
+            )
         }
     }
 
@@ -277,7 +313,8 @@ fn copy_place(context: &str, table: &TableName, columns: &[String]) -> Option<St
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let (line, rest) = rest.split_at_checked(digits)?;
     let column = rest.strip_prefix(", column ").and_then(|rest| {
-        let ends = |end: &str| end.starts_with(": \"") || end.starts_with(": null input");
+        // In binary there is no value behind it.
+        let ends = |end: &str| end.is_empty() || end.starts_with(": \"") || end.starts_with(": null input");
         columns
             .iter()
             .find(|column| rest.strip_prefix(column.as_str()).is_some_and(ends))
@@ -308,6 +345,10 @@ mod tests {
         assert_eq!(
             place("SQL statement …\nCOPY my, line 5, line 12").as_deref(),
             Some("line 12")
+        );
+        assert_eq!(
+            place("COPY my, line 5, line 4, column a").as_deref(),
+            Some("column a, line 4")
         );
         assert_eq!(place("COPY other, line 7"), None);
         assert_eq!(place(""), None);

@@ -416,6 +416,10 @@ impl Site for PgSite {
         Box::pin(async move { emptying::all(&self.client().await?, &self.loaders, tables).await })
     }
 
+    fn bulk_formats<'a>(&'a self, part: &'a TablePart) -> BoxFuture<'a, Vec<BulkFormat>> {
+        Box::pin(loader::formats(&self.loaders, part))
+    }
+
     fn loader<'a>(
         &'a self,
         stream: &'a str,

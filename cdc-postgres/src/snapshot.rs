@@ -16,6 +16,7 @@ use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName, fail
 
 use crate::catalog::{RelationKind, column_list, qualified};
 use crate::config::Config;
+use crate::copy_format::{self, COPY_TEXT};
 use crate::error::PgError;
 use crate::session::{Pool, connect, during};
 use crate::slot;
@@ -24,9 +25,6 @@ use crate::walsender::{CreateSlot, SlotSnapshot, WalSender, WalSenderOptions};
 use crate::wire::copy_out::CopyOut;
 use crate::wire::literal;
 use crate::wire::{Connection, Feature, QueryResult, ServerVersion};
-
-/// COPY's text format, as `COPY … TO STDOUT` writes it under our session settings.
-pub(crate) const COPY_TEXT: BulkFormat = BulkFormat("postgres.copy.text");
 
 /// A chunk handed to the loader: large enough that passing it on costs nothing beside its bytes.
 const CHUNK: usize = 256 * 1024;
@@ -318,9 +316,13 @@ impl Snapshot for PgSnapshot {
         Box::pin(self.divide(table, part_bytes))
     }
 
-    fn read<'a>(&'a self, part: &'a TablePart) -> BoxFuture<'a, Box<dyn BulkReader>> {
+    fn read<'a>(
+        &'a self,
+        part: &'a TablePart,
+        formats: &'a [BulkFormat],
+    ) -> BoxFuture<'a, Box<dyn BulkReader>> {
         Box::pin(async move {
-            let reader = CopyReader::open(Arc::clone(&self.shared), part).await?;
+            let reader = CopyReader::open(Arc::clone(&self.shared), part, formats).await?;
             Ok(Box::new(reader) as Box<dyn BulkReader>)
         })
     }
@@ -337,10 +339,11 @@ struct CopyReader {
     /// `None` at the end
     copy: Option<CopyOut>,
     table: TableName,
+    format: BulkFormat,
 }
 
 impl CopyReader {
-    async fn open(shared: Arc<Shared>, part: &TablePart) -> Result<CopyReader> {
+    async fn open(shared: Arc<Shared>, part: &TablePart, formats: &[BulkFormat]) -> Result<CopyReader> {
         let mut connection = shared.begin().await?;
         let named = |error: Error| error.object(format!("table {}", part.table));
         let kind = storage::kind(&mut connection, &part.table)
@@ -349,13 +352,19 @@ impl CopyReader {
         same_storage(&mut connection, &part.table, kind)
             .await
             .map_err(|error| named(shared.lost_or(error)))?;
-        let copy = CopyOut::start(connection, &copy_statement(part, kind))
+        let format = choose(&mut connection, part, formats)
+            .await
+            .map_err(|error| named(shared.lost(error)))?
+            .ok_or_else(|| named(Error::bug("the target takes no format that PostgreSQL writes")))?;
+        let statement = copy_statement(part, kind) + copy_format::clause(&format);
+        let copy = CopyOut::start(connection, &statement)
             .await
             .map_err(|error| named(shared.lost(error)))?;
         Ok(CopyReader {
             shared,
             copy: Some(copy),
             table: part.table.clone(),
+            format,
         })
     }
 
@@ -378,6 +387,21 @@ impl CopyReader {
             }
         }
     }
+}
+
+/// The first of the formats in which the part can be had.
+async fn choose(
+    connection: &mut Connection,
+    part: &TablePart,
+    formats: &[BulkFormat],
+) -> Result<Option<BulkFormat>, PgError> {
+    let mut own = vec![COPY_TEXT];
+    if formats.iter().any(copy_format::is_binary) {
+        let query = copy_format::types_query(&part.table, &part.columns);
+        let answer = connection.simple_query(&query).await?;
+        own.extend(copy_format::binary(answer.first(), part.columns.len())?);
+    }
+    Ok(formats.iter().find(|format| own.contains(format)).cloned())
 }
 
 /// `ONLY` keeps inheritance children out, which are tables of their own. `COPY table` does the same and is faster,
@@ -449,7 +473,7 @@ async fn same_storage(
 
 impl BulkReader for CopyReader {
     fn format(&self) -> BulkFormat {
-        COPY_TEXT
+        self.format.clone()
     }
 
     fn next(&mut self) -> BoxFuture<'_, Option<bytes::Bytes>> {

@@ -55,7 +55,12 @@ fn a_commit_is_durable_whatever_the_database_is_set_to() {
                 of: 1,
             };
             let mut loader = site
-                .loader(STREAM, fence.epoch(), &part, BulkFormat("postgres.copy.text"))
+                .loader(
+                    STREAM,
+                    fence.epoch(),
+                    &part,
+                    BulkFormat("postgres.copy.text".into()),
+                )
                 .await
                 .unwrap();
             loader.write(bytes::Bytes::from_static(b"1\n")).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cdc_core::engine::SchemaPhase;
-use cdc_core::seed::{Snapshot, TablePart};
+use cdc_core::seed::{BulkFormat, Snapshot, TablePart};
 use cdc_core::{Action, Engine, Kind, Result, Site, TableSelection};
 use cdc_postgres::PgEngine;
 use testbed::PgCluster;
@@ -83,7 +83,8 @@ const DIFFERENCES: &str = r#"
            (SELECT count(*) FROM counter)"#;
 
 async fn copy_part(from: &dyn Snapshot, to: &dyn Site, epoch: i64, part: &TablePart) -> Result<(u64, u64)> {
-    let mut reader = from.read(part).await?;
+    let formats = to.bulk_formats(part).await?;
+    let mut reader = from.read(part, &formats).await?;
     let mut loader = to.loader("job", epoch, part, reader.format()).await?;
     let mut bytes = 0;
     while let Some(chunk) = reader.next().await? {
@@ -291,12 +292,19 @@ async fn a_rewritten_table_is_not_copied_empty() {
         let blue = site(&source).await;
         let snapshot = blue.create_snapshot(&names(), false).await.unwrap();
         let parts = snapshot.parts(&table("public", "t"), 1 << 20).await.unwrap();
-        let mut reader = snapshot.read(&parts[0]).await.unwrap();
+        let mut reader = snapshot
+            .read(&parts[0], &[BulkFormat("postgres.copy.text".into())])
+            .await
+            .unwrap();
         let chunk = reader.next().await.unwrap().unwrap();
         assert_eq!(chunk.iter().filter(|byte| **byte == b'\n').count(), 1000);
         assert!(reader.next().await.unwrap().is_none());
         source.sql("db", "ALTER TABLE t ALTER a TYPE bigint").unwrap();
-        let error = snapshot.read(&parts[0]).await.err().unwrap();
+        let error = snapshot
+            .read(&parts[0], &[BulkFormat("postgres.copy.text".into())])
+            .await
+            .err()
+            .unwrap();
         assert_eq!(
             (error.kind(), error.what_to_do()),
             (Kind::Schema, Action::Retry),
@@ -336,35 +344,20 @@ async fn a_refused_row_is_named_without_its_value_and_nothing_stays() {
 
     // Given up half-way, and dropped without a word.
     let mut loader = green
-        .loader(
-            "job",
-            epoch,
-            &parts[0],
-            cdc_core::seed::BulkFormat("postgres.copy.text"),
-        )
+        .loader("job", epoch, &parts[0], BulkFormat("postgres.copy.text".into()))
         .await
         .unwrap();
     loader.write(bytes::Bytes::from_static(b"1\t1\n")).await.unwrap();
     loader.abort().await.unwrap();
     let mut loader = green
-        .loader(
-            "job",
-            epoch,
-            &parts[0],
-            cdc_core::seed::BulkFormat("postgres.copy.text"),
-        )
+        .loader("job", epoch, &parts[0], BulkFormat("postgres.copy.text".into()))
         .await
         .unwrap();
     loader.write(bytes::Bytes::from_static(b"2\t2\n")).await.unwrap();
     drop(loader);
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
     let mut loader = green
-        .loader(
-            "job",
-            epoch,
-            &parts[0],
-            cdc_core::seed::BulkFormat("postgres.copy.text"),
-        )
+        .loader("job", epoch, &parts[0], BulkFormat("postgres.copy.text".into()))
         .await
         .unwrap();
     loader
@@ -382,7 +375,7 @@ async fn a_refused_row_is_named_without_its_value_and_nothing_stays() {
     green.truncate(std::slice::from_ref(&t)).await.unwrap();
     assert_eq!(green.occupancy(&[t]).await.unwrap()[0].1, Occupancy::Empty);
     let error = green
-        .loader("job", epoch, &parts[0], cdc_core::seed::BulkFormat("mysql.rows"))
+        .loader("job", epoch, &parts[0], BulkFormat("mysql.rows".into()))
         .await
         .err()
         .unwrap();
@@ -424,7 +417,9 @@ async fn rows_that_the_role_may_not_see_fail_the_copy() {
     let snapshot = blind.create_snapshot(&names(), false).await.unwrap();
     let parts = snapshot.parts(&table("public", "h"), 1 << 30).await.unwrap();
     let read = async {
-        let mut reader = snapshot.read(&parts[0]).await?;
+        let mut reader = snapshot
+            .read(&parts[0], &[BulkFormat("postgres.copy.text".into())])
+            .await?;
         let mut bytes = 0;
         while let Some(chunk) = reader.next().await? {
             bytes += chunk.len();
@@ -434,7 +429,7 @@ async fn rows_that_the_role_may_not_see_fail_the_copy() {
     named(read.await.unwrap_err());
 
     let load = async {
-        let format = cdc_core::seed::BulkFormat("postgres.copy.text");
+        let format = BulkFormat("postgres.copy.text".into());
         let mut loader = blind.loader("job", epoch, &parts[0], format).await?;
         loader.write(bytes::Bytes::from_static(b"6\n")).await?;
         loader.finish().await

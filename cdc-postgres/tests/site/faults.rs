@@ -53,7 +53,7 @@ async fn loaded(green: &dyn Site) -> Box<dyn BulkLoader> {
     let epoch = fence(green).await.epoch();
     let part = whole_table();
     let mut loader = green
-        .loader("job", epoch, &part, BulkFormat("postgres.copy.text"))
+        .loader("job", epoch, &part, BulkFormat("postgres.copy.text".into()))
         .await
         .unwrap();
     loader.write(bytes::Bytes::from_static(b"1\n2\n")).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_load_of_an_instance_that_was_taken_over_leaves_nothing() {
     assert_eq!((fence.unwrap().epoch(), finished.unwrap()), (2, 2));
     let part = whole_table();
     let mut late = green
-        .loader("job", 1, &part, BulkFormat("postgres.copy.text"))
+        .loader("job", 1, &part, BulkFormat("postgres.copy.text".into()))
         .await
         .unwrap();
     let _ = late.write(bytes::Bytes::from_static(b"3\n")).await;
@@ -150,7 +150,10 @@ async fn a_copy_whose_connections_break_says_what_is_lost() {
     let snapshot = blue.create_snapshot(&names(), false).await.unwrap();
     let parts = snapshot.parts(&table("public", "t"), 1 << 30).await.unwrap();
     assert_eq!(parts.len(), 1);
-    let mut reader = snapshot.read(&parts[0]).await.unwrap();
+    let mut reader = snapshot
+        .read(&parts[0], &[BulkFormat("postgres.copy.text".into())])
+        .await
+        .unwrap();
     reader.next().await.unwrap().unwrap();
     proxy.cut_all();
     let error = loop {
@@ -171,7 +174,11 @@ async fn a_copy_whose_connections_break_says_what_is_lost() {
         "0",
     )
     .await;
-    let error = snapshot.read(&parts[0]).await.err().unwrap();
+    let error = snapshot
+        .read(&parts[0], &[BulkFormat("postgres.copy.text".into())])
+        .await
+        .err()
+        .unwrap();
     // A new snapshot mends it.
     assert_eq!(
         (error.kind(), error.what_to_do()),
@@ -211,7 +218,10 @@ async fn a_slot_waits_for_old_transactions_and_is_not_left_behind() {
     let (snapshot, ()) = tokio::join!(waiting, committing);
     let snapshot = snapshot.unwrap();
     let parts = snapshot.parts(&table("public", "t"), 1 << 20).await.unwrap();
-    let mut reader = snapshot.read(&parts[0]).await.unwrap();
+    let mut reader = snapshot
+        .read(&parts[0], &[BulkFormat("postgres.copy.text".into())])
+        .await
+        .unwrap();
     assert_eq!(reader.next().await.unwrap().as_deref(), Some(&b"1\n"[..]));
 }
 

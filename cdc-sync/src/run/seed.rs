@@ -504,7 +504,8 @@ async fn copy_part(
     reports: &Sender<Report>,
     sent: &mut u64,
 ) -> Result<u64> {
-    let mut reader = snapshot.read(&task.part).await?;
+    let formats = context.target.bulk_formats(&task.part).await?;
+    let mut reader = snapshot.read(&task.part, &formats).await?;
     let mut loader = context
         .target
         .loader(&context.names.job, epoch, &task.part, reader.format())
