@@ -75,7 +75,7 @@ pub trait Source: Send {
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()>;
 
     /// How long to wait before the next read while the log flows, where the source knows that it then costs less.
-    fn pause(&self) -> Option<Duration> {
+    fn pause(&mut self) -> Option<Duration> {
         None
     }
 

@@ -425,8 +425,8 @@ impl Source for PgSource {
         })
     }
 
-    fn pause(&self) -> Option<Duration> {
-        self.sender.as_ref().and_then(WalSender::pause)
+    fn pause(&mut self) -> Option<Duration> {
+        self.sender.as_mut().and_then(WalSender::pause)
     }
 
     fn confirm<'a>(&'a mut self, durable: Option<&'a Position>) -> BoxFuture<'a, ()> {

@@ -12,11 +12,11 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
+use bursts::Bursts;
+
 use crate::config::Config;
 use crate::error::PgError;
 use crate::lsn::Lsn;
-use bursts::Bursts;
-
 use crate::wire::{CancelToken, Connection, Purpose, QueryResult, ReplicationSettings, ServerVersion};
 
 pub use frame::{Frame, parse_frame, split_frames};

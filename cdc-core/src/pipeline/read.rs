@@ -17,7 +17,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// A read that is answered this fast hardly waited: the log flows.
 const FLOWING: Duration = Duration::from_micros(500);
 /// While the log flows, a read waits this long for more to come, and what has come moves on at once. Handing on the
-/// few kilobytes of each packet cost as much in thread switches as all other work together. A source may ask for longer.
+/// few kilobytes of each packet cost as much in thread switches as all other work together. Much longer would leave an
+/// ordinary socket full; a source that can do with it asks for it.
 const GATHER: Duration = Duration::from_micros(150);
 /// A chunk of this size is worth its thread switch.
 const GATHERED_BYTES: usize = 128 << 10;

@@ -98,8 +98,8 @@ impl WalSender {
     }
 
     /// How long to leave the server alone before the next read, where that costs it less.
-    pub fn pause(&self) -> Option<Duration> {
-        self.bursts.as_ref().and_then(Bursts::pause)
+    pub fn pause(&mut self) -> Option<Duration> {
+        self.bursts.as_mut().and_then(Bursts::pause)
     }
 
     fn poll_frames(

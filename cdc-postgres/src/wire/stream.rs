@@ -25,8 +25,8 @@ const KEEPALIVE_PROBES: u32 = 3;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// The receive buffer that makes a window small. Linux takes twice as much, and gives a half or a quarter of that to the
-/// window, as its version has it.
+/// The receive buffer that makes a window small. Linux takes twice as much, and begins with a half or a quarter of that for
+/// the window, as its version and `tcp_adv_win_scale` have it.
 const NARROW_BUFFER: usize = 32 << 10;
 /// The largest segment then: the smallest such window takes two.
 #[cfg(target_os = "linux")]
@@ -63,7 +63,9 @@ impl Stream {
         };
         // Linux takes twice of what was asked for, and says so.
         let is_small = |size| size <= 2 * NARROW_BUFFER;
-        tcp.peer_addr().is_ok_and(is_loopback) && SockRef::from(tcp).recv_buffer_size().is_ok_and(is_small)
+        cfg!(target_os = "linux")
+            && tcp.peer_addr().is_ok_and(is_loopback)
+            && SockRef::from(tcp).recv_buffer_size().is_ok_and(is_small)
     }
 
     /// What SCRAM-SHA-256-PLUS binds to.
@@ -268,7 +270,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn a_narrow_window_takes_two_segments_and_opens_again() {
+    async fn segments_for_a_narrow_window_are_small_and_it_opens_again() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         const SENT: usize = 8 << 20;
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -280,10 +282,10 @@ mod tests {
         let tcp = open_tcp("127.0.0.1", port, Window::NarrowOnLoopback)
             .await
             .unwrap();
-        assert!(SockRef::from(&tcp).tcp_mss().unwrap() <= NARROW_SEGMENT);
         let mut stream = Stream::Tcp(tcp);
         assert!(stream.is_narrow());
         let (mut peer, _) = server.accept().await.unwrap();
+        assert!(SockRef::from(&peer).tcp_mss().unwrap() <= NARROW_SEGMENT);
         let sending = tokio::spawn(async move {
             peer.set_nodelay(true).unwrap();
             for row in 0..SENT / 256 {
