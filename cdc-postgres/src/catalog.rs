@@ -1,6 +1,7 @@
 //! What a database is and what tables it has, read from its catalog.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cdc_core::engine::{ColumnInfo, Occupancy, Partitions, SiteIdentity, TableInfo};
 use cdc_core::{Error, Kind, Result, TableName, TableSelection, failpoint};
@@ -323,12 +324,12 @@ pub(crate) async fn occupancy(client: &Client, tables: &[TableName]) -> Result<V
     Ok(found)
 }
 
-/// Gathers statistics of `tables`. Of a partition the whole partitioned table is analyzed: its own statistics,
+/// Gathers statistics of `tables`, two at a time. Of a partition the whole partitioned table is analyzed: its own statistics,
 /// which the planner needs as well, are gathered by no background process.
-pub(crate) async fn analyze(client: &Client, tables: &[TableName]) -> Result<()> {
+pub(crate) async fn analyze([first, second]: [&Client; 2], tables: &[TableName]) -> Result<()> {
     let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-    let rows = client
+    let rows = first
         .query(
             "SELECT DISTINCT n.nspname::text, c.relname::text \
              FROM unnest($1::text[], $2::text[]) AS t (schema, name) \
@@ -340,14 +341,19 @@ pub(crate) async fn analyze(client: &Client, tables: &[TableName]) -> Result<()>
         )
         .await
         .map_err(during("looking up tables"))?;
-    for row in rows {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        client
-            .batch_execute(&format!("ANALYZE {}", qualified(&table)))
-            .await
-            .map_err(during("gathering statistics"))
-            .map_err(|error| error.object(format!("table {table}")))?;
-    }
+    let next = AtomicUsize::new(0);
+    let analyze = async |client: &Client| {
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            client
+                .batch_execute(&format!("ANALYZE {}", qualified(&table)))
+                .await
+                .map_err(during("gathering statistics"))
+                .map_err(|error| error.object(format!("table {table}")))?;
+        }
+        Ok::<(), Error>(())
+    };
+    tokio::try_join!(analyze(first), analyze(second))?;
     failpoint!("statistics.gathered", error);
     Ok(())
 }

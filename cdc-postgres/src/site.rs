@@ -409,7 +409,10 @@ impl Site for PgSite {
     }
 
     fn analyze<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
-        Box::pin(async move { catalog::analyze(&self.client().await?, tables).await })
+        Box::pin(async move {
+            let clients = [&self.client().await?, &self.client().await?];
+            catalog::analyze(clients, tables).await
+        })
     }
 
     fn truncate<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
