@@ -14,8 +14,11 @@ use crate::source::{RawChunk, Source};
 
 /// How long a read or a blocked send lasts before the thread looks around.
 const TICK: Duration = Duration::from_millis(100);
-/// A read that is answered this fast hardly waited: the log flows.
-const FLOWING: Duration = Duration::from_micros(500);
+/// A read that is answered this fast hardly waited.
+const AT_ONCE: Duration = Duration::from_micros(500);
+/// When all reads for so long were answered at once, the log flows. The packets of one small transaction come at once too,
+/// but nothing is to be waited for behind them.
+const FLOWING: Duration = Duration::from_millis(2);
 /// While the log flows, a read waits this long for more to come, and what has come moves on at once. Handing on the
 /// few kilobytes of each packet cost as much in thread switches as all other work together. Much longer would leave an
 /// ordinary socket full; a source that can do with it asks for it.
@@ -76,6 +79,8 @@ impl ReadStage {
 
     fn read_until_stopped(&mut self) -> Result<()> {
         let mut flowing = false;
+        // since when every read was answered at once
+        let mut at_once: Option<Instant> = None;
         let mut unused: Option<RawChunk> = None;
         while !self.control.session_ends() {
             if std::mem::take(&mut flowing) {
@@ -97,8 +102,10 @@ impl ReadStage {
                 runtime.block_on(async { tokio::time::timeout(TICK, source.read(&mut chunk)).await })
             {
                 read?;
+                at_once = (asked.elapsed() < AT_ONCE).then(|| at_once.unwrap_or(asked));
                 // Also when the source has set aside all that it read.
-                flowing = chunk.bytes.len() < GATHERED_BYTES && asked.elapsed() < FLOWING;
+                flowing = chunk.bytes.len() < GATHERED_BYTES
+                    && at_once.is_some_and(|since| since.elapsed() >= FLOWING);
             }
             self.confirm_if_due()?;
             if chunk.bytes.is_empty() {
