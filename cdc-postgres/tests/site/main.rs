@@ -2,6 +2,7 @@
 
 mod copy;
 mod faults;
+mod formats;
 mod publication;
 mod schema;
 mod sequences;
