@@ -324,25 +324,27 @@ pub(crate) async fn occupancy(client: &Client, tables: &[TableName]) -> Result<V
     Ok(found)
 }
 
-/// Gathers statistics of `tables`, two at a time. Of a partition the whole partitioned table is analyzed: its own statistics,
+/// Gathers statistics of `tables`, the largest first, with one client or two at a time. Of a partition the whole partitioned table is analyzed: its own statistics,
 /// which the planner needs as well, are gathered by no background process.
-pub(crate) async fn analyze([first, second]: [&Client; 2], tables: &[TableName]) -> Result<()> {
+pub(crate) async fn analyze(first: &Client, second: Option<&Client>, tables: &[TableName]) -> Result<()> {
     let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let rows = first
         .query(
-            "SELECT DISTINCT n.nspname::text, c.relname::text \
+            "SELECT n.nspname::text, c.relname::text \
              FROM unnest($1::text[], $2::text[]) AS t (schema, name) \
              JOIN pg_namespace tn ON tn.nspname = t.schema \
              JOIN pg_class tc ON tc.relnamespace = tn.oid AND tc.relname = t.name AND tc.relkind IN ('r', 'p') \
              JOIN pg_class c ON c.oid = COALESCE(pg_partition_root(tc.oid)::oid, tc.oid) \
-             JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2",
+             JOIN pg_namespace n ON n.oid = c.relnamespace GROUP BY 1, 2 \
+             ORDER BY sum(pg_relation_size(tc.oid)) DESC, 1, 2",
             &[&schemas, &names],
         )
         .await
         .map_err(during("looking up tables"))?;
     let next = AtomicUsize::new(0);
-    let analyze = async |client: &Client| {
+    let analyze = async |client: Option<&Client>| {
+        let Some(client) = client else { return Ok(()) };
         while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
             client
@@ -353,7 +355,7 @@ pub(crate) async fn analyze([first, second]: [&Client; 2], tables: &[TableName])
         }
         Ok::<(), Error>(())
     };
-    tokio::try_join!(analyze(first), analyze(second))?;
+    tokio::try_join!(analyze(Some(first)), analyze(second))?;
     failpoint!("statistics.gathered", error);
     Ok(())
 }

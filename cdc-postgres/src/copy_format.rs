@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use cdc_core::TableName;
 use cdc_core::seed::BulkFormat;
 
+use crate::catalog::qualified;
 use crate::error::PgError;
-use crate::wire::{QueryResult, literal};
+use crate::wire::{QueryResult, identifier, literal};
 
 /// COPY's text format, as `COPY … TO STDOUT` writes it under our session settings.
 pub(crate) const COPY_TEXT: BulkFormat = BulkFormat(Cow::Borrowed("postgres.copy.text"));
@@ -26,7 +27,7 @@ const BINARY_TYPES: [u32; 19] = [
     16, 17, 20, 21, 23, 25, 26, 114, 700, 701, 1042, 1043, 1082, 1083, 1114, 1184, 1700, 2950, 3802,
 ];
 
-/// The query for what [`binary`] is made of: the types of the columns, in order.
+/// The query for what [`binary`] is made of: the types of the columns, in order, for the snapshot that it runs in.
 pub(crate) fn types_query(table: &TableName, columns: &[String]) -> String {
     let names: Vec<_> = columns.iter().map(|column| literal(column)).collect();
     format!(
@@ -41,7 +42,18 @@ pub(crate) fn types_query(table: &TableName, columns: &[String]) -> String {
     )
 }
 
-/// The binary format of so many columns, from the answer to [`types_query`]; `None` when they do not go in binary.
+/// The same for a transaction whose snapshot is older than the table may be: COPY takes the columns as they are now, and so
+/// does the analysis of a statement.
+pub(crate) fn current_types_query(table: &TableName, columns: &[String]) -> String {
+    let row = qualified(table);
+    let types: Vec<_> = columns
+        .iter()
+        .map(|column| format!("pg_typeof((NULL::{row}).{})::oid", identifier(column)))
+        .collect();
+    format!("SELECT concat_ws(',', {})", types.join(", "))
+}
+
+/// The binary format of so many columns, from the answer to such a query; `None` when they do not go in binary.
 pub(crate) fn binary(answer: Option<&QueryResult>, columns: usize) -> Result<Option<BulkFormat>, PgError> {
     let row = answer.and_then(|result| result.rows.first());
     let types = row.map(|row| row.text(0)).transpose()?.flatten();

@@ -56,8 +56,12 @@ struct CopyLoader {
 pub(crate) async fn formats(pool: &Pool, part: &TablePart) -> Result<Vec<BulkFormat>> {
     let mut connection = pool.take().await?;
     let query = copy_format::types_query(&part.table, &part.columns);
-    let answer = connection.simple_query(&query).await?;
-    let binary = copy_format::binary(answer.first(), part.columns.len())?;
+    let answer = connection.simple_query(&query).await;
+    let binary = answer.and_then(|answer| copy_format::binary(answer.first(), part.columns.len()));
+    let binary = binary.map_err(|error| {
+        pool.clear();
+        Error::from(error).object(format!("table {}", part.table))
+    })?;
     pool.put(connection);
     Ok(binary.into_iter().chain([COPY_TEXT]).collect())
 }
@@ -181,7 +185,7 @@ impl Load {
     ) -> Result<Option<(String, u64)>, PgError> {
         let Held { stream, epoch } = &self.fence;
         let begin = format!(
-            "BEGIN; SELECT cdc_sync.hold_fence({}, {epoch}); SELECT txid_current()::text",
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT cdc_sync.hold_fence({}, {epoch}); SELECT txid_current()::text",
             literal(stream)
         );
         let results = connection.simple_query(&begin).await?;
@@ -299,7 +303,11 @@ fn without_values(error: PgError) -> Error {
     let Some(code) = error.sqlstate.filter(|code| about_rows(*code)) else {
         return Error::from(error);
     };
-    let message = message_without_value(&error);
+    // What a type does not take in binary is told without its value.
+    let message = match code.as_str() {
+        "22P03" | "22P04" => error.message.clone(),
+        _ => message_without_value(&error),
+    };
     let mapped = Error::from(error);
     Error::new(mapped.kind(), message)
         .action(mapped.what_to_do())

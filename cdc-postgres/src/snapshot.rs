@@ -397,7 +397,7 @@ async fn choose(
 ) -> Result<Option<BulkFormat>, PgError> {
     let mut own = vec![COPY_TEXT];
     if formats.iter().any(copy_format::is_binary) {
-        let query = copy_format::types_query(&part.table, &part.columns);
+        let query = copy_format::current_types_query(&part.table, &part.columns);
         let answer = connection.simple_query(&query).await?;
         own.extend(copy_format::binary(answer.first(), part.columns.len())?);
     }

@@ -106,6 +106,8 @@ impl ReadStage {
                 // Also when the source has set aside all that it read.
                 flowing = chunk.bytes.len() < GATHERED_BYTES
                     && at_once.is_some_and(|since| since.elapsed() >= FLOWING);
+            } else {
+                at_once = None;
             }
             self.confirm_if_due()?;
             if chunk.bytes.is_empty() {

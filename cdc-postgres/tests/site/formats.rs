@@ -133,3 +133,71 @@ async fn a_type_that_changes_after_it_was_asked_for_fails_the_load() {
     );
     assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
 }
+
+/// The rows that COPY refuses are named as they are in text, and so without their values.
+#[tokio::test]
+async fn a_value_that_is_refused_in_binary_is_named_by_its_place() {
+    let (source, target) = (cluster(18), cluster(12));
+    let tables = "CREATE TABLE long (id int PRIMARY KEY, v varchar(%)); CREATE TABLE endless (id int PRIMARY KEY, n numeric)";
+    source.sql("db", &tables.replace('%', "30")).unwrap();
+    target.sql("db", &tables.replace('%', "3")).unwrap();
+    let rows =
+        "INSERT INTO long VALUES (1, 'abc'), (2, 'the-secret'); INSERT INTO endless VALUES (1, 'Infinity')";
+    source.sql("db", rows).unwrap();
+    // What is asked of the catalog must not be as of the transaction's begin.
+    target
+        .sql(
+            "db",
+            "ALTER DATABASE db SET default_transaction_isolation = 'repeatable read'",
+        )
+        .unwrap();
+    let (blue, green) = (site(&source).await, site(&target).await);
+    let all = ["long", "endless"].map(|name| table("public", name));
+    blue.prepare_source(&names(), &all).await.unwrap();
+    let epoch = fence(&*green).await.epoch();
+    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    for (name, object, message) in [
+        (
+            "long",
+            "table public.long, column v, line 2 of its copy",
+            "value too long",
+        ),
+        (
+            "endless",
+            "table public.endless, column n, line 1 of its copy",
+            "invalid sign in external \"numeric\" value",
+        ),
+    ] {
+        let part = only_part(&*snapshot, name).await;
+        let error = copy(&*snapshot, &*green, epoch, &part).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Data, "{error:?}");
+        assert_eq!(error.object_name(), Some(object), "{error:?}");
+        assert!(error.to_string().contains(message), "{error}");
+        assert!(!format!("{error:?}").contains("the-secret"), "{error:?}");
+    }
+}
+
+/// The column has gone and come back with another type since the snapshot: binary must not take one for the other.
+#[tokio::test]
+async fn a_column_that_was_made_anew_on_the_source_does_not_go_in_binary() {
+    let (source, target) = (cluster(18), cluster(18));
+    for cluster in [&source, &target] {
+        cluster
+            .sql("db", "CREATE TABLE t (id int PRIMARY KEY, v int4)")
+            .unwrap();
+    }
+    source.sql("db", "INSERT INTO t VALUES (1, 7)").unwrap();
+    let (blue, green) = (site(&source).await, site(&target).await);
+    blue.prepare_source(&names(), &[table("public", "t")])
+        .await
+        .unwrap();
+    let epoch = fence(&*green).await.epoch();
+    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    let part = only_part(&*snapshot, "t").await;
+    let change = "ALTER TABLE t DROP COLUMN v; ALTER TABLE t ADD COLUMN v float4 DEFAULT 1.5";
+    source.sql("db", change).unwrap();
+    let error = copy(&*snapshot, &*green, epoch, &part).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Data, "{error:?}");
+    assert!(error.to_string().contains("invalid input syntax"), "{error}");
+    assert_eq!(target.sql("db", "SELECT count(*) FROM t").unwrap(), "0");
+}
