@@ -50,7 +50,7 @@ pub(crate) fn current_types_query(table: &TableName, columns: &[String]) -> Stri
         .iter()
         .map(|column| format!("pg_typeof((NULL::{row}).{})::oid", identifier(column)))
         .collect();
-    format!("SELECT concat_ws(',', {})", types.join(", "))
+    format!("SELECT array_to_string(ARRAY[{}]::oid[], ',')", types.join(", "))
 }
 
 /// The binary format of so many columns, from the answer to such a query; `None` when they do not go in binary.

@@ -111,6 +111,13 @@ async fn a_load_of_an_instance_that_was_taken_over_leaves_nothing() {
     target.sql("db", "CREATE TABLE t (id int)").unwrap();
     let green = site(&target).await;
     let loader = loaded(&*green).await;
+    // The load has begun, and holds the fence.
+    until(
+        &target,
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY %' AND state = 'active'",
+        "1",
+    )
+    .await;
     // The successor waits for what is being loaded, and what the former instance begins after it is refused.
     let successor = site(&target).await;
     let takeover = successor.take_fence("job", Duration::from_secs(60));

@@ -22,6 +22,31 @@ const ROWS: &str = r#"
     INSERT INTO plain (id, t, n) SELECT i, repeat('x', i % 100), i / 7.0 FROM generate_series(10, 20000) i"#;
 const CONTENT: &str = "SELECT md5(string_agg(p::text, ',' ORDER BY id)) FROM plain p";
 
+/// A snapshot of these tables, and a target that may be loaded under an epoch.
+async fn begin(
+    source: &PgCluster,
+    target: &PgCluster,
+    tables: &[&str],
+) -> (Box<dyn Snapshot>, Box<dyn Site>, i64) {
+    let (blue, green) = (site(source).await, site(target).await);
+    let tables: Vec<_> = tables.iter().map(|name| table("public", name)).collect();
+    blue.prepare_source(&names(), &tables).await.unwrap();
+    let epoch = fence(&*green).await.epoch();
+    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    (snapshot, green, epoch)
+}
+
+/// The same table of an int4 and nothing else on both sides.
+fn two_of_one_kind() -> (PgCluster, PgCluster) {
+    let both = (cluster(18), cluster(18));
+    for cluster in [&both.0, &both.1] {
+        cluster
+            .sql("db", "CREATE TABLE t (id int PRIMARY KEY, v int4)")
+            .unwrap();
+    }
+    both
+}
+
 async fn only_part(from: &dyn Snapshot, name: &str) -> TablePart {
     let mut parts = from.parts(&table("public", name), 1 << 30).await.unwrap();
     assert_eq!(parts.len(), 1);
@@ -55,12 +80,7 @@ async fn goes_in_binary(from: u16, to: u16) {
     source.sql("db", PLAIN).unwrap();
     source.sql("db", ROWS).unwrap();
     target.sql("db", PLAIN).unwrap();
-    let (blue, green) = (site(&source).await, site(&target).await);
-    blue.prepare_source(&names(), &[table("public", "plain")])
-        .await
-        .unwrap();
-    let epoch = fence(&*green).await.epoch();
-    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    let (snapshot, green, epoch) = begin(&source, &target, &["plain"]).await;
     let part = only_part(&*snapshot, "plain").await;
     let format = copy(&*snapshot, &*green, epoch, &part).await.unwrap();
     assert!(is_binary(&format), "{format:?}");
@@ -83,11 +103,7 @@ async fn other_types_go_in_text() {
     target.sql("db", &tables.replace('%', "int8")).unwrap();
     let rows = "INSERT INTO other VALUES (1, '1 mon 2 days'); INSERT INTO wider VALUES (1, -5); INSERT INTO worded VALUES (1, 'w')";
     source.sql("db", rows).unwrap();
-    let (blue, green) = (site(&source).await, site(&target).await);
-    let all = ["other", "wider", "worded"].map(|name| table("public", name));
-    blue.prepare_source(&names(), &all).await.unwrap();
-    let epoch = fence(&*green).await.epoch();
-    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    let (snapshot, green, epoch) = begin(&source, &target, &["other", "wider", "worded"]).await;
     for name in ["other", "wider", "worded"] {
         let part = only_part(&*snapshot, name).await;
         let format = copy(&*snapshot, &*green, epoch, &part).await.unwrap();
@@ -103,19 +119,9 @@ async fn other_types_go_in_text() {
 /// Four bytes of an int4 are a float4 as well.
 #[tokio::test]
 async fn a_type_that_changes_after_it_was_asked_for_fails_the_load() {
-    let (source, target) = (cluster(18), cluster(18));
-    for cluster in [&source, &target] {
-        cluster
-            .sql("db", "CREATE TABLE t (id int PRIMARY KEY, v int4)")
-            .unwrap();
-    }
+    let (source, target) = two_of_one_kind();
     source.sql("db", "INSERT INTO t VALUES (1, 1065353216)").unwrap();
-    let (blue, green) = (site(&source).await, site(&target).await);
-    blue.prepare_source(&names(), &[table("public", "t")])
-        .await
-        .unwrap();
-    let epoch = fence(&*green).await.epoch();
-    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    let (snapshot, green, epoch) = begin(&source, &target, &["t"]).await;
     let part = only_part(&*snapshot, "t").await;
     let formats = green.bulk_formats(&part).await.unwrap();
     let reader = snapshot.read(&part, &formats).await.unwrap();
@@ -151,11 +157,7 @@ async fn a_value_that_is_refused_in_binary_is_named_by_its_place() {
             "ALTER DATABASE db SET default_transaction_isolation = 'repeatable read'",
         )
         .unwrap();
-    let (blue, green) = (site(&source).await, site(&target).await);
-    let all = ["long", "endless"].map(|name| table("public", name));
-    blue.prepare_source(&names(), &all).await.unwrap();
-    let epoch = fence(&*green).await.epoch();
-    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    let (snapshot, green, epoch) = begin(&source, &target, &["long", "endless"]).await;
     for (name, object, message) in [
         (
             "long",
@@ -180,19 +182,9 @@ async fn a_value_that_is_refused_in_binary_is_named_by_its_place() {
 /// The column has gone and come back with another type since the snapshot: binary must not take one for the other.
 #[tokio::test]
 async fn a_column_that_was_made_anew_on_the_source_does_not_go_in_binary() {
-    let (source, target) = (cluster(18), cluster(18));
-    for cluster in [&source, &target] {
-        cluster
-            .sql("db", "CREATE TABLE t (id int PRIMARY KEY, v int4)")
-            .unwrap();
-    }
+    let (source, target) = two_of_one_kind();
     source.sql("db", "INSERT INTO t VALUES (1, 7)").unwrap();
-    let (blue, green) = (site(&source).await, site(&target).await);
-    blue.prepare_source(&names(), &[table("public", "t")])
-        .await
-        .unwrap();
-    let epoch = fence(&*green).await.epoch();
-    let snapshot = blue.create_snapshot(&names(), true).await.unwrap();
+    let (snapshot, green, epoch) = begin(&source, &target, &["t"]).await;
     let part = only_part(&*snapshot, "t").await;
     let change = "ALTER TABLE t DROP COLUMN v; ALTER TABLE t ADD COLUMN v float4 DEFAULT 1.5";
     source.sql("db", change).unwrap();
