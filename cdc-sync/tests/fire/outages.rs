@@ -69,7 +69,7 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
     pair.verb(&["run", "--until-caught-up"], 0).expect("run");
     let [blue, green] = pair.urls();
     // Blue ends a walsender whose client says nothing for so long.
-    let impatient = format!("{blue}?options=-c%20wal_sender_timeout%3D5s");
+    let impatient = format!("{blue}?options=-c%20wal_sender_timeout%3D10s");
     // Of groups so small, few are under way: then a target that stands still soon keeps the source from being read.
     let mut file = tempfile::NamedTempFile::new().expect("a job file");
     std::io::Write::write_all(&mut file, b"[apply]\ngroup_rows = 50\n").expect("a job file");
@@ -109,12 +109,17 @@ fn servers_that_stop_at_once_stay_away_or_stand_still_are_waited_for() {
     };
     let before = replays(&pair);
     // One table: who holds the first of two while it waits for the second can be in a deadlock with what is applied.
-    pair.on_green("BEGIN; LOCK TABLE shop.orders; SELECT pg_sleep(8); COMMIT")
+    pair.on_green("BEGIN; LOCK TABLE shop.orders; SELECT pg_sleep(14); COMMIT")
         .expect("green is blocked");
     wait_for_green(&pair, &mut running, "after green's standstill");
-    assert_eq!(replays(&pair), before, "the stream was started again");
     let log = pair.blue.log().expect("blue's log");
     assert!(!log.contains("due to replication timeout"), "{log}");
+    assert_eq!(
+        replays(&pair),
+        before,
+        "the stream was started again: {}\n{log}",
+        running.stderr()
+    );
     assert_whole(&pair, running, load);
 }
 
