@@ -324,8 +324,9 @@ pub(crate) async fn occupancy(client: &Client, tables: &[TableName]) -> Result<V
     Ok(found)
 }
 
-/// Gathers statistics of `tables`, the largest first, with one client or two at a time. Of a partition the whole partitioned table is analyzed: its own statistics,
-/// which the planner needs as well, are gathered by no background process.
+/// Gathers statistics of `tables`, the largest first, with one client or two at a time. Of a partition the whole
+/// partitioned table is analyzed: its own statistics, which the planner needs as well, are gathered by no background
+/// process.
 pub(crate) async fn analyze(first: &Client, second: Option<&Client>, tables: &[TableName]) -> Result<()> {
     let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
