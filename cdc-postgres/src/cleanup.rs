@@ -11,8 +11,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::catalog::OWN_SCHEMA;
-use crate::config::Config;
-use crate::session::{connect, during};
+use crate::clients::Clients;
+use crate::session::during;
 use crate::sink::origin;
 use crate::state::FUNCTIONS;
 use crate::wire::identifier;
@@ -27,12 +27,12 @@ const SOURCE_TABLES: &[&str] = &["heartbeat", "marker"];
 
 /// Drops what `names` made in the role `side`; with `dry_run` only says what it would drop.
 pub(crate) async fn cleanup(
-    config: &Config,
+    clients: &Clients,
     side: Side,
     names: &JobNames,
     dry_run: bool,
 ) -> Result<CleanupReport> {
-    let mut client = connect(config, SETTINGS).await?;
+    let mut client = clients.lend(SETTINGS).await?;
     let mut plan = Plan::default();
     if side != Side::Target {
         plan.slot = find_slot(&client, &names.slot, &mut plan.stays).await?;

@@ -17,7 +17,7 @@ use cdc_core::{BoxFuture, Error, Kind, Position, Result, TableName};
 use self::order::{Column, Encoding};
 use self::rows::PgRows;
 use crate::catalog::{RelationKind, column_list, qualified};
-use crate::config::Config;
+use crate::clients::Clients;
 use crate::repair::table::Table;
 use crate::session::Pool;
 use crate::snapshot;
@@ -38,21 +38,21 @@ const SETTINGS: &[(&str, &str)] = &[
     ("lock_timeout", "60s"),
 ];
 
-/// Opens a view of the database of `config`: on a source tied to a position, in any other role a plain snapshot.
+/// Opens a view of the database of `clients`: on a source tied to a position, in any other role a plain snapshot.
 pub(crate) async fn compare_view(
-    config: &Config,
+    clients: &Clients,
     version: ServerVersion,
     side: Side,
     names: &JobNames,
 ) -> Result<Box<dyn CompareView>> {
-    let pool = Pool::new(config.clone(), SETTINGS, false);
+    let pool = Pool::new(clients.config().clone(), SETTINGS, false);
     let mut keeper = pool.take().await?;
     keeper
         .simple_query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await?;
     let position = match side {
         Side::Source => {
-            let slot = snapshot::create(config, version, names, false).await?;
+            let slot = snapshot::create(clients, version, names, false).await?;
             let adopt = format!("SET TRANSACTION SNAPSHOT {}", literal(slot.name()));
             keeper.simple_query(&adopt).await?;
             Some(cdc_core::seed::Snapshot::position(&slot).clone())

@@ -13,6 +13,7 @@ pub mod wire;
 
 mod catalog;
 mod cleanup;
+mod clients;
 mod column_types;
 mod compare;
 mod copy_format;

@@ -23,13 +23,12 @@ mod values;
 
 use cdc_core::engine::{Finding, JobNames, Severity, Side};
 use cdc_core::{Kind, Result, TableSelection};
-use tokio_postgres::Client;
 
 pub(crate) use grants::grants;
 pub(crate) use pair::{pair_findings, site_profile};
 
-use crate::config::Config;
-use crate::session::{connect, during};
+use crate::clients::{Clients, Lent};
+use crate::session::during;
 use crate::wire::ServerVersion;
 
 /// Findings about what a source has and the target does not get.
@@ -50,7 +49,7 @@ const SETTINGS: &[(&str, &str)] = &[("statement_timeout", "60s"), ("lock_timeout
 
 /// A read-only session and what every question needs to know of its server.
 struct Session {
-    client: Client,
+    client: Lent,
     version: ServerVersion,
     in_recovery: bool,
     /// whether transactions are read-only unless they say otherwise
@@ -60,12 +59,12 @@ struct Session {
 }
 
 impl Session {
-    async fn open(config: &Config) -> Result<Self> {
-        let client = connect(config, SETTINGS).await?;
+    async fn open(clients: &Clients) -> Result<Self> {
+        let client = clients.lend(SETTINGS).await?;
         let row = client
             .query_typed_one(
                 "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), \
-                        current_setting('default_transaction_read_only')::bool, \
+                        (SELECT reset_val::bool FROM pg_settings WHERE name = 'default_transaction_read_only'), \
                         current_user::text, current_database()::text",
                 &[],
             )
@@ -86,19 +85,19 @@ impl Session {
     }
 }
 
-/// What speaks against the database of `config` in the role `side`. [`Side::Both`] is for [`pair_findings`].
+/// What speaks against the database of `clients` in the role `side`. [`Side::Both`] is for [`pair_findings`].
 pub(crate) async fn findings(
-    config: &Config,
+    clients: &Clients,
     side: Side,
     names: &JobNames,
     selection: &TableSelection,
 ) -> Result<Vec<Finding>> {
-    let session = Session::open(config).await?;
+    let session = Session::open(clients).await?;
     let mut found = Findings::new(side);
     server::version(&session, &mut found);
     found.ask(
         "the way to the server",
-        link::inspect(&session, config, side).await,
+        link::inspect(&session, clients.config(), side).await,
     )?;
     let tables = tables::read(&session, selection).await?;
     if side == Side::Target {

@@ -26,9 +26,10 @@ use tempfile::NamedTempFile;
 use tokio::process::Command;
 
 use crate::catalog::{USER_RELATION, major_of, qualified};
+use crate::clients::Clients;
 use crate::config::{Config, LIBPQ_VARIABLES};
 use crate::lock::LOCK_TIMEOUT;
-use crate::session::{connect, during};
+use crate::session::during;
 use crate::wire::ServerVersion;
 pub(crate) use alterations::{alterations, renamed};
 use restore::Stage;
@@ -52,7 +53,7 @@ struct Archive {
 
 /// Dumps the schema of the database, without the tables that `selection` leaves out.
 pub(crate) async fn dump(
-    config: &Config,
+    clients: &Clients,
     version: ServerVersion,
     selection: &TableSelection,
     present: Option<&TableSelection>,
@@ -67,7 +68,7 @@ pub(crate) async fn dump(
         .remedy("create the tables on the target yourself")
     })?;
     let tools = tools::find(tools_dir, version.major().max(target_major)).await?;
-    let client = connect(config, &[("lock_timeout", LOCK_TIMEOUT)]).await?;
+    let client = clients.lend(&[("lock_timeout", LOCK_TIMEOUT)]).await?;
     let left_out = selection::left_out(&client, selection, present).await?;
     let materialized = populated(&client).await?;
     let file = NamedTempFile::new()
@@ -92,7 +93,7 @@ pub(crate) async fn dump(
         // In pg_dump's patterns, too, double quotes take every character as it is.
         command.arg(format!("--exclude-table={}", qualified(table)));
     }
-    use_login(&mut command, config);
+    use_login(&mut command, clients.config());
     tracing::info!(pg_dump = %tools.pg_dump.display(), version = %tools.version, "dumping the schema");
     run(command, "pg_dump").await?;
     Ok(SchemaDump {

@@ -112,11 +112,6 @@ impl Pool {
         }
     }
 
-    /// The configuration that connections are opened with.
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
-    }
-
     /// An idle connection or a new one.
     pub(crate) async fn take(&self) -> Result<Connection> {
         if let Some(connection) = self.take_idle() {

@@ -19,18 +19,18 @@ use cdc_core::{
     TableSelection,
 };
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 use crate::catalog;
+use crate::clients::{Clients, Lent};
 use crate::config::Config;
 use crate::error::PgError;
 use crate::loader::LOAD_SETTINGS;
 use crate::lock::LOCK_TIMEOUT;
-use crate::session::{KeptClient, Pool, connect};
+use crate::session::{KeptClient, Pool};
 use crate::sink::PgSink;
 use crate::source::PgSource;
 use crate::state::doubt::Doubts;
-use crate::wire::ServerVersion;
+use crate::wire::{OpenedClient, ServerVersion};
 use crate::{
     cleanup, compare, emptying, heartbeat, loader, precheck, publication, repair, schema, sequences, slot,
     snapshot, source, state, target_catalog,
@@ -48,6 +48,7 @@ pub struct PgSite {
     config: Config,
     identity: SiteIdentity,
     version: ServerVersion,
+    clients: Clients,
     /// for what is asked again and again
     asking: KeptClient,
     /// for heartbeats, which must not wait behind other questions
@@ -67,7 +68,8 @@ impl PgSite {
         let config = Config::parse(url).map_err(|error| {
             Error::new(Kind::Config, error.to_string()).remedy("correct the connection URL")
         })?;
-        let client = first_client(&config, timeout).await?;
+        let clients = Clients::new(config.clone());
+        let client = clients.adopt(first_client(&config, timeout).await?);
         let (identity, version) = catalog::identity(&client).await?;
         if version.major() < OLDEST {
             return Err(Error::new(
@@ -84,15 +86,16 @@ impl PgSite {
             beating: KeptClient::new(config.clone(), SOURCE_SETTINGS),
             loaders: Arc::new(Pool::new(config.clone(), LOAD_SETTINGS, true)),
             doubts: Arc::default(),
+            clients,
             config,
             identity,
             version,
         })
     }
 
-    /// A connection for one longer piece of work.
-    async fn client(&self) -> Result<Client> {
-        connect(&self.config, &[]).await
+    /// A client for one piece of work.
+    async fn client(&self) -> Result<Lent> {
+        self.clients.lend(&[]).await
     }
 }
 
@@ -100,14 +103,14 @@ impl PgSite {
 const OLDEST: u32 = 12;
 
 /// The first connection: what a server that is starting or out of reach answers is waited out.
-async fn first_client(config: &Config, timeout: Duration) -> Result<Client> {
+async fn first_client(config: &Config, timeout: Duration) -> Result<OpenedClient> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = config.connect_timeout().map_or(left, |limit| limit.min(left));
         let attempt = config.with_connect_timeout(limit.max(Duration::from_millis(100)));
-        let error: PgError = match attempt.connect_client(&[]).await {
-            Ok((client, _driver)) => return Ok(client),
+        let error: PgError = match attempt.open_client(&[]).await {
+            Ok(client) => return Ok(client),
             Err(error) => error,
         };
         let may_pass = error.action == crate::error::Action::Reconnect;
@@ -129,13 +132,13 @@ impl Site for PgSite {
 
     fn inspect<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TableInfo>> {
         Box::pin(async move {
-            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            let client = self.clients.lend(SOURCE_SETTINGS).await?;
             catalog::inspect(&client, selection).await
         })
     }
 
     fn never_replicated<'a>(&'a self, pattern: &'a str) -> BoxFuture<'a, Option<String>> {
-        Box::pin(async move { catalog::never_replicated(&self.client().await?, pattern).await })
+        Box::pin(async move { catalog::never_replicated(&*self.client().await?, pattern).await })
     }
 
     fn findings<'a>(
@@ -144,7 +147,7 @@ impl Site for PgSite {
         names: &'a JobNames,
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<Finding>> {
-        Box::pin(precheck::findings(&self.config, side, names, selection))
+        Box::pin(precheck::findings(&self.clients, side, names, selection))
     }
 
     fn is_left_behind(&self, finding: &Finding) -> bool {
@@ -152,7 +155,7 @@ impl Site for PgSite {
     }
 
     fn profile<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, SiteProfile> {
-        Box::pin(precheck::site_profile(&self.config, selection))
+        Box::pin(precheck::site_profile(&self.clients, selection))
     }
 
     fn pair_findings<'a>(
@@ -160,7 +163,7 @@ impl Site for PgSite {
         source: &'a SiteProfile,
         selection: &'a TableSelection,
     ) -> BoxFuture<'a, Vec<Finding>> {
-        Box::pin(precheck::pair_findings(&self.config, source, selection))
+        Box::pin(precheck::pair_findings(&self.clients, source, selection))
     }
 
     fn dump_schema<'a>(
@@ -171,7 +174,7 @@ impl Site for PgSite {
         tools_dir: Option<&'a Path>,
     ) -> BoxFuture<'a, SchemaDump> {
         Box::pin(schema::dump(
-            &self.config,
+            &self.clients,
             self.version,
             selection,
             present,
@@ -182,7 +185,7 @@ impl Site for PgSite {
 
     fn prepare_source<'a>(&'a self, names: &'a JobNames, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            let client = self.clients.lend(SOURCE_SETTINGS).await?;
             publication::prepare_source(&client, self.version, names, tables).await
         })
     }
@@ -193,7 +196,7 @@ impl Site for PgSite {
         tables: &'a [TableName],
     ) -> BoxFuture<'a, Vec<(TableName, String)>> {
         Box::pin(async move {
-            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            let client = self.clients.lend(SOURCE_SETTINGS).await?;
             publication::unpublished(&client, self.version, names, tables).await
         })
     }
@@ -204,7 +207,7 @@ impl Site for PgSite {
         permanent: bool,
     ) -> BoxFuture<'a, Box<dyn Snapshot>> {
         Box::pin(async move {
-            let snapshot = snapshot::create(&self.config, self.version, names, permanent).await?;
+            let snapshot = snapshot::create(&self.clients, self.version, names, permanent).await?;
             Ok(Box::new(snapshot) as Box<dyn Snapshot>)
         })
     }
@@ -273,7 +276,7 @@ impl Site for PgSite {
     }
 
     fn sequences(&self) -> BoxFuture<'_, Vec<SequenceState>> {
-        Box::pin(async move { sequences::read(&connect(&self.config, SOURCE_SETTINGS).await?).await })
+        Box::pin(async move { sequences::read(&*self.clients.lend(SOURCE_SETTINGS).await?).await })
     }
 
     fn alterations<'a>(
@@ -281,7 +284,7 @@ impl Site for PgSite {
         names: &'a JobNames,
         tables: &'a [TableInfo],
     ) -> BoxFuture<'a, Vec<Alteration>> {
-        Box::pin(async move { schema::alterations(&self.client().await?, names, tables).await })
+        Box::pin(async move { schema::alterations(&*self.client().await?, names, tables).await })
     }
 
     fn renamed<'a>(
@@ -289,12 +292,12 @@ impl Site for PgSite {
         names: &'a JobNames,
         tables: &'a [TableName],
     ) -> BoxFuture<'a, Vec<RenamedTable>> {
-        Box::pin(async move { schema::renamed(&self.client().await?, names, tables).await })
+        Box::pin(async move { schema::renamed(&*self.client().await?, names, tables).await })
     }
 
     fn occupancy<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, Vec<(TableName, Occupancy)>> {
         Box::pin(async move {
-            let client = connect(&self.config, LOAD_SETTINGS).await?;
+            let client = self.clients.lend(LOAD_SETTINGS).await?;
             catalog::occupancy(&client, tables).await
         })
     }
@@ -304,7 +307,7 @@ impl Site for PgSite {
     }
 
     fn prepare_state(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move { state::prepare(&self.client().await?).await })
+        Box::pin(async move { state::prepare(&*self.client().await?).await })
     }
 
     fn take_fence<'a>(
@@ -340,7 +343,7 @@ impl Site for PgSite {
     }
 
     fn intends_cursor<'a>(&'a self, stream: &'a str, source: &'a SourceIdentity) -> BoxFuture<'a, bool> {
-        Box::pin(async move { state::intent::stands(&self.client().await?, stream, source).await })
+        Box::pin(async move { state::intent::stands(&*self.client().await?, stream, source).await })
     }
 
     fn intend_cursor<'a>(
@@ -358,7 +361,7 @@ impl Site for PgSite {
 
     fn begin_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
         Box::pin(
-            async move { state::checkpoint::begin_schema(&mut self.client().await?, stream, epoch).await },
+            async move { state::checkpoint::begin_schema(&mut *self.client().await?, stream, epoch).await },
         )
     }
 
@@ -370,7 +373,7 @@ impl Site for PgSite {
     }
 
     fn set_aside<'a>(&'a self, stream: &'a str, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
-        Box::pin(async move { state::aside::set(&mut self.client().await?, stream, tables).await })
+        Box::pin(async move { state::aside::set(&mut *self.client().await?, stream, tables).await })
     }
 
     fn aside<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<TableName>> {
@@ -384,7 +387,7 @@ impl Site for PgSite {
 
     fn take_back<'a>(&'a self, stream: &'a str, epoch: i64, beside: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(
-            async move { state::aside::take_back(&mut self.client().await?, stream, epoch, beside).await },
+            async move { state::aside::take_back(&mut *self.client().await?, stream, epoch, beside).await },
         )
     }
 
@@ -394,11 +397,13 @@ impl Site for PgSite {
         epoch: i64,
         tables: &'a [TableName],
     ) -> BoxFuture<'a, ()> {
-        Box::pin(async move { state::aside::give_up(&mut self.client().await?, stream, epoch, tables).await })
+        Box::pin(
+            async move { state::aside::give_up(&mut *self.client().await?, stream, epoch, tables).await },
+        )
     }
 
     fn begin_anew<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
-        Box::pin(async move { state::aside::begin_anew(&mut self.client().await?, stream, epoch).await })
+        Box::pin(async move { state::aside::begin_anew(&mut *self.client().await?, stream, epoch).await })
     }
 
     fn finish_schema<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, ()> {
@@ -416,12 +421,12 @@ impl Site for PgSite {
                 [_, _, ..] => self.client().await.ok(),
                 _ => None,
             };
-            catalog::analyze(&first, second.as_ref(), tables).await
+            catalog::analyze(&first, second.as_deref(), tables).await
         })
     }
 
     fn truncate<'a>(&'a self, tables: &'a [TableName]) -> BoxFuture<'a, ()> {
-        Box::pin(async move { emptying::all(&self.client().await?, &self.loaders, tables).await })
+        Box::pin(async move { emptying::all(&*self.client().await?, &self.loaders, tables).await })
     }
 
     fn bulk_formats<'a>(&'a self, part: &'a TablePart) -> BoxFuture<'a, Vec<BulkFormat>> {
@@ -443,7 +448,7 @@ impl Site for PgSite {
     }
 
     fn target_tables<'a>(&'a self, selection: &'a TableSelection) -> BoxFuture<'a, Vec<TargetTable>> {
-        Box::pin(async move { target_catalog::target_tables(&self.client().await?, selection).await })
+        Box::pin(async move { target_catalog::target_tables(&*self.client().await?, selection).await })
     }
 
     fn sink<'a>(&'a self, stream: &'a str, epoch: i64) -> BoxFuture<'a, Box<dyn Sink>> {
@@ -461,7 +466,7 @@ impl Site for PgSite {
         source: &'a [SequenceState],
         buffer: u32,
     ) -> BoxFuture<'a, Vec<SequenceAdvance>> {
-        Box::pin(async move { sequences::advance(&self.client().await?, source, buffer).await })
+        Box::pin(async move { sequences::advance(&*self.client().await?, source, buffer).await })
     }
 
     fn request_barrier<'a>(&'a self, stream: &'a str, barrier: Option<&'a Barrier>) -> BoxFuture<'a, ()> {
@@ -567,7 +572,7 @@ impl Site for PgSite {
 
     fn retry_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let mut client = connect(&self.config, state::conflicts::SETTINGS).await?;
+            let mut client = self.clients.lend(state::conflicts::SETTINGS).await?;
             state::conflicts::retry(&mut client, stream, id).await
         })
     }
@@ -582,11 +587,11 @@ impl Site for PgSite {
     }
 
     fn record<'a>(&'a self, stream: &'a str, event: &'a HistoryEvent) -> BoxFuture<'a, ()> {
-        Box::pin(async move { state::history::record(&self.client().await?, stream, event).await })
+        Box::pin(async move { state::history::record(&*self.client().await?, stream, event).await })
     }
 
     fn history<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Vec<HistoryEvent>> {
-        Box::pin(async move { state::history::read(&self.client().await?, stream).await })
+        Box::pin(async move { state::history::read(&*self.client().await?, stream).await })
     }
 
     fn mender<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, Box<dyn Mender>> {
@@ -603,7 +608,7 @@ impl Site for PgSite {
             if side == Side::Target {
                 return Ok(state::statements());
             }
-            let client = connect(&self.config, SOURCE_SETTINGS).await?;
+            let client = self.clients.lend(SOURCE_SETTINGS).await?;
             let tables = catalog::inspect(&client, selection).await?;
             let tables: Vec<TableName> = tables.into_iter().map(|table| table.name).collect();
             publication::statements(&client, self.version, names, &tables).await
@@ -617,14 +622,14 @@ impl Site for PgSite {
         selection: &'a TableSelection,
         source: Option<&'a SiteProfile>,
     ) -> BoxFuture<'a, Vec<String>> {
-        Box::pin(precheck::grants(&self.config, side, names, selection, source))
+        Box::pin(precheck::grants(&self.clients, side, names, selection, source))
     }
 
     fn compare_view<'a>(&'a self, side: Side, names: &'a JobNames) -> BoxFuture<'a, Box<dyn CompareView>> {
-        Box::pin(compare::compare_view(&self.config, self.version, side, names))
+        Box::pin(compare::compare_view(&self.clients, self.version, side, names))
     }
 
     fn cleanup<'a>(&'a self, side: Side, names: &'a JobNames, dry_run: bool) -> BoxFuture<'a, CleanupReport> {
-        Box::pin(cleanup::cleanup(&self.config, side, names, dry_run))
+        Box::pin(cleanup::cleanup(&self.clients, side, names, dry_run))
     }
 }

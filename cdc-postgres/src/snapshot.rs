@@ -15,10 +15,10 @@ use cdc_core::seed::{BulkFormat, BulkReader, Snapshot, TablePart};
 use cdc_core::{Action, BoxFuture, Error, Kind, Position, Result, TableName, failpoint};
 
 use crate::catalog::{RelationKind, column_list, qualified};
-use crate::config::Config;
+use crate::clients::Clients;
 use crate::copy_format::{self, COPY_TEXT};
 use crate::error::PgError;
-use crate::session::{Pool, connect, during};
+use crate::session::{Pool, during};
 use crate::slot;
 use crate::storage;
 use crate::walsender::{CreateSlot, SlotSnapshot, WalSender, WalSenderOptions};
@@ -42,6 +42,7 @@ const READ_SETTINGS: &[(&str, &str)] = &[
 /// A slot and its snapshot.
 #[derive(Debug)]
 pub(crate) struct PgSnapshot {
+    clients: Clients,
     shared: Arc<Shared>,
     position: Position,
     version: ServerVersion,
@@ -58,12 +59,12 @@ struct Shared {
 
 /// Creates the slot, permanent under the job's name or temporary, with an exported snapshot.
 pub(crate) async fn create(
-    config: &Config,
+    clients: &Clients,
     version: ServerVersion,
     names: &JobNames,
     permanent: bool,
 ) -> Result<PgSnapshot> {
-    let client = connect(config, &[]).await?;
+    let client = clients.lend(&[]).await?;
     let name = if permanent {
         names.slot.clone()
     } else {
@@ -80,7 +81,7 @@ pub(crate) async fn create(
             "if no other job uses it: SELECT pg_drop_replication_slot('{name}') on the source, or cdc-sync cleanup"
         )));
     }
-    let mut walsender = WalSender::connect(config, &WalSenderOptions::default()).await?;
+    let mut walsender = WalSender::connect(clients.config(), &WalSenderOptions::default()).await?;
     let wanted = CreateSlot {
         name: &name,
         temporary: !permanent,
@@ -99,8 +100,9 @@ pub(crate) async fn create(
         .ok_or_else(|| Error::bug("a slot without the snapshot asked for"))?;
     tracing::info!(slot = name, position = %created.consistent_point, "snapshot taken");
     Ok(PgSnapshot {
+        clients: clients.clone(),
         shared: Arc::new(Shared {
-            pool: Pool::new(config.clone(), READ_SETTINGS, false),
+            pool: Pool::new(clients.config().clone(), READ_SETTINGS, false),
             snapshot,
         }),
         position: Position::new(created.consistent_point.to_string()),
@@ -268,7 +270,7 @@ impl PgSnapshot {
 
     /// The server, not our end of the connection, decides whether the snapshot stands.
     async fn check(&self) -> Result<()> {
-        let client = connect(self.shared.pool.config(), &[]).await?;
+        let client = self.clients.lend(&[]).await?;
         let pid = self.walsender.backend_pid();
         let row = client
             .query_typed_opt(

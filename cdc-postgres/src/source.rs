@@ -16,6 +16,7 @@ use cdc_core::{
 };
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::config::Config;
@@ -148,12 +149,15 @@ impl PgSource {
         let slot = self.free_slot(&mut sender).await?;
         slot.expect_usable(&server.dbname, from)?;
 
-        decoder.expect_selected(self.selected(start).await?);
+        let client = connect(&self.config, &[]).await?;
+        decoder.expect_selected(self.selected(&client, start).await?);
         let mut options = PgoutputOptions::new(vec![self.slot.clone()]);
         options.proto_version = version.number();
         options.messages = sender.server_version().has(Feature::PgoutputMessages);
         (self.streamed, self.asking) = (None, None);
-        if sender.server_version().has(Feature::PgoutputStreaming) && !self.has_origins().await? {
+        // Jobs of cdc-sync that apply changes to this server are known by their origin, which it does not tell of a streamed
+        // transaction whose first change is one of its catalogs' (`ReorderBufferProcessTXN`).
+        if sender.server_version().has(Feature::PgoutputStreaming) && !origin::exists(&client).await? {
             options.proto_version = STREAMING_VERSION;
             options.streaming = Streaming::On;
             self.streamed = Some(Streamed::default());
@@ -184,8 +188,7 @@ impl PgSource {
     ///
     /// Asked on a connection of its own: what a walsender's caches hold of a table before it decodes is used for changes
     /// that are older, whose rows it then reads by the newer definition (seen on 18, where the view opens the tables).
-    async fn selected(&self, start: &StreamStart) -> Result<HashMap<u32, TableName>> {
-        let client = connect(&self.config, &[]).await?;
+    async fn selected(&self, client: &Client, start: &StreamStart) -> Result<HashMap<u32, TableName>> {
         let rows = client
             .query_typed(
                 "SELECT c.oid, t.schemaname::text, t.tablename::text FROM pg_publication_tables t \
@@ -202,13 +205,6 @@ impl PgSource {
         Ok(named
             .filter(|(_, table)| start.selection.selects(table) && !start.aside.contains(table))
             .collect())
-    }
-
-    /// Whether jobs of cdc-sync apply changes to this server. They are known by their origin, which the server does not
-    /// tell of a streamed transaction whose first change is one of its catalogs' (`ReorderBufferProcessTXN`).
-    async fn has_origins(&self) -> Result<bool> {
-        let client = connect(&self.config, &[]).await?;
-        origin::exists(&client).await
     }
 
     /// The state of the slot once nobody uses it.

@@ -27,6 +27,7 @@ mod tests;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
+pub(crate) use client::OpenedClient;
 pub use connection::{CancelToken, Connection, TransactionStatus};
 pub use copy::CopyIn;
 pub use login::AuthMethod;
@@ -34,6 +35,7 @@ pub use pipeline::{Completion, Format, Pipeline, PipelineError, Stage};
 pub use rows::{Column, QueryResult, Row};
 pub use session::{Purpose, ReplicationSettings};
 pub(crate) use session::{identifier, literal};
+pub(crate) use silence::Owed;
 pub use stream::Stream;
 pub use version::{Feature, ServerVersion};
 

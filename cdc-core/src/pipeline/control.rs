@@ -1,9 +1,12 @@
 //! What the outside tells a running stream, and what it can learn from it: stop, heartbeats, markers.
 
 use std::collections::{HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 use super::gate::Gate;
 
@@ -21,6 +24,23 @@ pub struct Control {
     pub gate: Gate,
     beats: Mutex<VecDeque<(i64, Instant)>>,
     markers: Mutex<HashSet<String>>,
+    /// told when the session is to end
+    ending: Notify,
+    /// told when a marker has arrived
+    arriving: Notify,
+}
+
+/// Returns once `reached`, which whoever makes it so tells `told` of.
+async fn until(told: &Notify, reached: impl Fn() -> bool) {
+    loop {
+        let mut next = pin!(told.notified());
+        // Before it is looked: what is told from here on is not missed.
+        next.as_mut().enable();
+        if reached() {
+            return;
+        }
+        next.await;
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -38,6 +58,7 @@ impl Control {
     pub fn stop(&self, timeout: Duration) {
         lock(&self.deadline).get_or_insert_with(|| Instant::now() + timeout);
         self.stop.store(true, Ordering::SeqCst);
+        self.ending.notify_waiters();
     }
 
     /// Whether a stop was asked for.
@@ -48,6 +69,7 @@ impl Control {
     /// Asks the session under way to end after what it has read, so that the next one sees what has changed around it.
     pub fn renew_session(&self) {
         self.renew.store(true, Ordering::SeqCst);
+        self.ending.notify_waiters();
     }
 
     /// Notes that a session begins: it sees everything that a request to renew was about.
@@ -68,6 +90,11 @@ impl Control {
     /// Whether the session is to read no more.
     pub(crate) fn session_ends(&self) -> bool {
         self.stopping() || self.renew.load(Ordering::SeqCst)
+    }
+
+    /// Returns once the session is to read no more.
+    pub(crate) async fn session_end(&self) {
+        until(&self.ending, || self.session_ends()).await;
     }
 
     /// Whether a stop was asked for and its time is over.
@@ -114,10 +141,19 @@ impl Control {
     /// Notes that the transaction of marker `id` is committed on the target.
     pub(crate) fn marker_arrived(&self, id: String) {
         lock(&self.markers).insert(id);
+        self.arriving.notify_waiters();
     }
 
     /// Whether the transaction of marker `id` is committed on the target.
     pub fn marker_reached(&self, id: &str) -> bool {
         lock(&self.markers).contains(id)
+    }
+
+    /// Returns once the transaction of one of `markers` is committed on the target.
+    pub async fn any_marker(&self, markers: &[String]) {
+        until(&self.arriving, || {
+            markers.iter().any(|id| self.marker_reached(id))
+        })
+        .await;
     }
 }

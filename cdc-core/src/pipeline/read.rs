@@ -96,11 +96,8 @@ impl ReadStage {
                 .take()
                 .or_else(|| self.emptied.try_recv().ok())
                 .unwrap_or_default();
-            let Self { runtime, source, .. } = self;
             let asked = Instant::now();
-            if let Ok(read) =
-                runtime.block_on(async { tokio::time::timeout(TICK, source.read(&mut chunk)).await })
-            {
+            if let Some(read) = self.read(&mut chunk) {
                 read?;
                 at_once = (asked.elapsed() < AT_ONCE).then(|| at_once.unwrap_or(asked));
                 // Also when the source has set aside all that it read.
@@ -128,6 +125,23 @@ impl ReadStage {
             }
         }
         Ok(())
+    }
+
+    /// One read; `None` when nothing came for a tick, or the session is to end.
+    fn read(&mut self, chunk: &mut RawChunk) -> Option<Result<()>> {
+        let Self {
+            runtime,
+            source,
+            control,
+            ..
+        } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                read = tokio::time::timeout(TICK, source.read(chunk)) => read.ok(),
+                () = control.session_end() => None,
+            }
+        })
     }
 
     /// Waits a moment for the target to take what is under way; `false` when the apply thread has ended.

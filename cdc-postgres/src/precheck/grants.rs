@@ -14,7 +14,7 @@ use super::Session;
 use super::pair::Profile;
 use super::target::ORIGIN_FUNCTIONS;
 use crate::catalog::{self, OWN_SCHEMA, qualified};
-use crate::config::Config;
+use crate::clients::Clients;
 use crate::publication;
 use crate::session::during;
 use crate::wire::session::identifier;
@@ -22,15 +22,15 @@ use crate::wire::session::identifier;
 /// Names in one GRANT.
 const CHUNK: usize = 50;
 
-/// The statements for the role of `config` in the role `side`; for a target with the profile of its source.
+/// The statements for the role of `clients` in the role `side`; for a target with the profile of its source.
 pub(crate) async fn grants(
-    config: &Config,
+    clients: &Clients,
     side: Side,
     names: &JobNames,
     selection: &TableSelection,
     source: Option<&SiteProfile>,
 ) -> Result<Vec<String>> {
-    let session = Session::open(config).await?;
+    let session = Session::open(clients).await?;
     let row = session
         .client
         .query_typed_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])

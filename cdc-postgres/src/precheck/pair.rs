@@ -8,7 +8,7 @@ use cdc_core::{Result, TableName, TableSelection};
 use super::partitions::{self, Shapes};
 use super::types::{self, Types};
 use super::{Findings, Session, clock, few, tables};
-use crate::config::Config;
+use crate::clients::Clients;
 use crate::rounding;
 use crate::session::during;
 use crate::wire::ServerVersion;
@@ -54,29 +54,29 @@ struct Collation {
     version: Option<String>,
 }
 
-/// What a peer of the database of `config` is compared with.
-pub(crate) async fn site_profile(config: &Config, selection: &TableSelection) -> Result<SiteProfile> {
-    let profile = read(config, selection).await?;
+/// What a peer of the database of `clients` is compared with.
+pub(crate) async fn site_profile(clients: &Clients, selection: &TableSelection) -> Result<SiteProfile> {
+    let profile = read(clients, selection).await?;
     Ok(SiteProfile {
         product: PRODUCT,
         facts: Box::new(profile),
     })
 }
 
-/// What speaks against replicating from the database of the profile `source` into that of `config`.
+/// What speaks against replicating from the database of the profile `source` into that of `clients`.
 pub(crate) async fn pair_findings(
-    config: &Config,
+    clients: &Clients,
     source: &SiteProfile,
     selection: &TableSelection,
 ) -> Result<Vec<Finding>> {
     match source.facts.downcast_ref::<Profile>() {
-        Some(source) => Ok(judge(source, &read(config, selection).await?)),
+        Some(source) => Ok(judge(source, &read(clients, selection).await?)),
         None => Ok(Vec::new()),
     }
 }
 
-async fn read(config: &Config, selection: &TableSelection) -> Result<Profile> {
-    let session = Session::open(config).await?;
+async fn read(clients: &Clients, selection: &TableSelection) -> Result<Profile> {
+    let session = Session::open(clients).await?;
     let relations = tables::read(&session, selection).await?;
     // Newer columns are read through JSON, which leaves out those an older server does not have.
     let row = session

@@ -22,6 +22,14 @@ use super::stream::{self, Encryption, Stream, Window};
 use crate::config::{self, Config, TargetSessionAttrs};
 use crate::error::{Kind, PgError};
 
+/// A client, and what goes with it.
+#[derive(Debug)]
+pub(crate) struct OpenedClient {
+    pub(crate) client: tokio_postgres::Client,
+    pub(crate) driver: JoinHandle<Result<(), PgError>>,
+    pub(crate) owed: Owed,
+}
+
 impl Config {
     /// Opens a tokio-postgres client, with `extra` settings of the session, and starts the task that drives it.
     ///
@@ -30,10 +38,16 @@ impl Config {
         &self,
         extra: &[(&str, &str)],
     ) -> Result<(tokio_postgres::Client, JoinHandle<Result<(), PgError>>), PgError> {
+        let OpenedClient { client, driver, .. } = self.open_client(extra).await?;
+        Ok((client, driver))
+    }
+
+    /// The same, with the account of what the server owes it.
+    pub(crate) async fn open_client(&self, extra: &[(&str, &str)]) -> Result<OpenedClient, PgError> {
         let mut attempts = Attempts::new(self);
         while let Some(attempt) = attempts.next() {
             match attempts.limited(try_once(self, &attempt, extra)).await {
-                Ok(client) => return Ok(client),
+                Ok(opened) => return Ok(opened),
                 Err(error) => attempts.failed(&attempt, error),
             }
         }
@@ -45,7 +59,7 @@ async fn try_once(
     config: &Config,
     attempt: &Attempt,
     extra: &[(&str, &str)],
-) -> Result<(tokio_postgres::Client, JoinHandle<Result<(), PgError>>), PgError> {
+) -> Result<OpenedClient, PgError> {
     if attempt.wanted != TargetSessionAttrs::Any {
         // tokio-postgres cannot say what kind of server it is connected to; a connection of ours can.
         Connection::try_once(config, attempt, &Purpose::Sql, &[])
@@ -82,7 +96,7 @@ async fn try_once(
         .and_then(super::ServerVersion::parse);
     let (tell, told) = oneshot::channel();
     let silent = (config.clone(), attempt.endpoint.clone(), attempt.encryption);
-    let driver = tokio::spawn(drive(connection, owed, silent, told));
+    let driver = tokio::spawn(drive(connection, owed.clone(), silent, told));
     if let Some(version) = version {
         // The library takes text for UTF-8: its sessions keep that encoding, and read no values of tables.
         let after = session::after_startup(version, &Purpose::Sql, None, None);
@@ -95,7 +109,7 @@ async fn try_once(
         // The driver has ended if nobody takes it.
         let _ = tell.send(backend);
     }
-    Ok((client, driver))
+    Ok(OpenedClient { client, driver, owed })
 }
 
 /// Drives a client, and asks the server by another connection when it owes an answer and says nothing.

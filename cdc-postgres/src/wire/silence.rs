@@ -197,6 +197,8 @@ struct Account {
     last: Instant,
     /// what the server announced the session as
     pid: Option<i32>,
+    /// whether it was in no transaction when it last was ready
+    outside: bool,
     ours: Frames,
     theirs: Frames,
 }
@@ -207,6 +209,7 @@ impl Owed {
             ready: 1,
             last: Instant::now(),
             pid: None,
+            outside: false,
             ours: Frames::new(0),
             theirs: Frames::new(1),
         })))
@@ -231,12 +234,16 @@ impl Owed {
             ready,
             last,
             pid,
+            outside,
             theirs,
             ..
         } = &mut *account;
         *last = Instant::now();
         theirs.take(bytes, |kind, begin| match kind {
-            b'Z' => *ready = ready.saturating_sub(1),
+            READY => {
+                *ready = ready.saturating_sub(1);
+                *outside = begin == b"I";
+            }
             BACKEND_KEY => *pid = begin.try_into().ok().map(i32::from_be_bytes),
             _ => {}
         });
@@ -253,6 +260,12 @@ impl Owed {
         (account.ready > 0).then(|| account.last.elapsed())
     }
 
+    /// Whether the server has answered all that was sent, and the session is in no transaction.
+    pub(crate) fn is_settled(&self) -> bool {
+        let account = self.account();
+        account.ready == 0 && account.outside
+    }
+
     /// Begins to wait anew.
     pub(crate) fn forgive(&self) {
         self.account().last = Instant::now();
@@ -260,6 +273,7 @@ impl Owed {
 }
 
 const BACKEND_KEY: u8 = b'K';
+const READY: u8 = b'Z';
 
 /// Tells the types of the messages in a stream of bytes, and of one of them how its body begins.
 #[derive(Debug)]
@@ -280,10 +294,15 @@ impl Frames {
         }
     }
 
-    /// Bytes of the message under way that are kept: type, length, and the number in BackendKeyData.
+    /// Bytes of the message under way that are kept: type, length, the number in BackendKeyData, the state of the
+    /// transaction in ReadyForQuery.
     fn kept(&self) -> usize {
-        let number = self.header.len() > 4 && self.header.first() == Some(&BACKEND_KEY) && self.typed == 1;
-        self.typed + if number { 8 } else { 4 }
+        let begin = match self.header.first() {
+            Some(&BACKEND_KEY) if self.header.len() > 4 && self.typed == 1 => 4,
+            Some(&READY) if self.header.len() > 4 && self.typed == 1 => 1,
+            _ => 0,
+        };
+        self.typed + 4 + begin
     }
 
     /// `seen` is called for each message whose header is complete.

@@ -13,7 +13,7 @@ use super::retry::{in_time, persist};
 use super::tables::JobTables;
 use super::{RunContext, heartbeat, supervise, watch};
 
-/// How often markers and stop requests are looked at.
+/// How often stop requests are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
 /// How often tables that were set aside are looked for.
@@ -197,7 +197,7 @@ pub(super) async fn pass_marker(context: &RunContext, purpose: &str) -> Result<(
             }
             in_time(context.settings.deadline)?;
             not_stopping(&context.control)?;
-            tokio::time::sleep(TICK).await;
+            let _ = tokio::time::timeout(TICK, context.control.any_marker(&written)).await;
         }
     }
 }

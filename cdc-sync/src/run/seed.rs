@@ -7,13 +7,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
 use cdc_core::engine::{SeedPhase, SeedTable, TableInfo};
 use cdc_core::pipeline::Phase;
 use cdc_core::seed::{Snapshot, TablePart};
 use cdc_core::{Action, Error, Kind, Result, TableName};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
+use tokio::time::timeout_at;
 
 use super::backoff::Backoff;
 use super::retention::RetentionWatch;
@@ -21,7 +22,7 @@ use super::retry::{for_operator, passes, persist};
 use super::{RunContext, SeedProgress, SeedSummary, TableProgress};
 use crate::references::References;
 
-/// How often progress is shown and finished parts are looked at.
+/// How often progress is shown and stop requests are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// How often the snapshot is looked after.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
@@ -30,6 +31,9 @@ const ALIVE_EVERY: Duration = Duration::from_secs(2);
 const SNAPSHOTS_LOST: u32 = 10;
 /// Attempts at one part before its error is the seed's.
 const PART_ATTEMPTS: u32 = 6;
+
+/// Bytes of which a worker reports at a time.
+const REPORTED: u64 = 1 << 20;
 
 /// One part for a worker: which table, and what to copy.
 struct Task {
@@ -196,7 +200,7 @@ async fn copy_round(
 ) -> Result<()> {
     begin_families_anew(context, epoch, &*snapshot, job).await?;
     let (tasks_tx, tasks_rx) = unbounded::<Task>();
-    let (reports_tx, reports_rx) = unbounded::<Report>();
+    let (reports_tx, mut reports_rx) = unbounded_channel::<Report>();
     let (give_up, given_up) = watch::channel(false);
     let workers: Vec<_> = (0..context.settings.seed_connections.max(1))
         .map(|number| {
@@ -207,7 +211,7 @@ async fn copy_round(
     drop((tasks_rx, reports_tx));
     let live_before = summary.tables;
     let mut round = Round::new(context, epoch, &snapshot, job);
-    let copied = round.run(tasks_tx, &reports_rx, summary).await;
+    let copied = round.run(tasks_tx, &mut reports_rx, summary).await;
     // The queue is closed or dropped: workers end after the part they are at, or at once when it failed.
     drop(reports_rx);
     if let Err(error) = &copied
@@ -279,7 +283,7 @@ impl<'a> Round<'a> {
     async fn run(
         &mut self,
         tasks: Sender<Task>,
-        reports: &Receiver<Report>,
+        reports: &mut UnboundedReceiver<Report>,
         summary: &mut SeedSummary,
     ) -> Result<()> {
         let mut todo: Vec<usize> = (0..self.tables.len())
@@ -293,12 +297,13 @@ impl<'a> Round<'a> {
             {
                 if let Err(error) = self.begin_table(table, &tasks).await {
                     // A copy thread ends with the part that failed: why says more than that none is left.
-                    self.take_reports(reports, summary).await?;
+                    while let Ok(report) = reports.try_recv() {
+                        self.take(report, summary).await?;
+                    }
                     return Err(error);
                 }
                 unfinished += 1;
             }
-            unfinished -= self.take_reports(reports, summary).await?;
             self.context.reporter.seed(&self.progress);
             if unfinished == 0 && todo.is_empty() {
                 return Ok(());
@@ -310,7 +315,7 @@ impl<'a> Round<'a> {
                 ));
             }
             self.watch_source().await?;
-            tokio::time::sleep(TICK).await;
+            unfinished -= self.take_reports(reports, summary).await?;
         }
     }
 
@@ -356,46 +361,60 @@ impl<'a> Round<'a> {
     }
 
     /// Takes what workers have reported; returns how many tables became live.
-    async fn take_reports(&mut self, reports: &Receiver<Report>, summary: &mut SeedSummary) -> Result<usize> {
-        let mut live = 0;
-        while let Ok(report) = reports.try_recv() {
-            match report {
-                Report::Bytes { table, bytes } => {
-                    self.progress.tables[table].bytes += bytes;
-                    self.tables[table].bytes += bytes;
-                }
-                Report::Again { table, bytes } => {
-                    self.progress.tables[table].bytes -= bytes;
-                    self.tables[table].bytes -= bytes;
-                }
-                Report::Failed(error) => return Err(error),
-                Report::Done { table, rows } => {
-                    let shown = &mut self.progress.tables[table];
-                    shown.rows += rows;
-                    shown.parts.0 += 1;
-                    let seed = &mut self.tables[table];
-                    seed.rows += rows;
-                    self.pending[table] -= 1;
-                    if self.pending[table] == 0 {
-                        shown.phase = SeedPhase::Live;
-                        let stored = SeedTable {
-                            phase: SeedPhase::Live,
-                            ..seed.clone()
-                        };
-                        self.context
-                            .target
-                            .store_seed(&self.context.names.job, self.epoch, &stored)
-                            .await?;
-                        *seed = stored;
-                        summary.tables += 1;
-                        summary.rows += seed.rows;
-                        summary.bytes += seed.bytes;
-                        live += 1;
-                    }
+    /// Takes reports for a tick, or until a table is live; returns how many became so.
+    async fn take_reports(
+        &mut self,
+        reports: &mut UnboundedReceiver<Report>,
+        summary: &mut SeedSummary,
+    ) -> Result<usize> {
+        let until = tokio::time::Instant::now() + TICK;
+        while let Ok(report) = timeout_at(until, reports.recv()).await {
+            let report = report.ok_or_else(|| Error::bug("no copy thread is left"))?;
+            if self.take(report, summary).await? {
+                return Ok(1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Takes one report; whether a table became live by it.
+    async fn take(&mut self, report: Report, summary: &mut SeedSummary) -> Result<bool> {
+        match report {
+            Report::Bytes { table, bytes } => {
+                self.progress.tables[table].bytes += bytes;
+                self.tables[table].bytes += bytes;
+            }
+            Report::Again { table, bytes } => {
+                self.progress.tables[table].bytes -= bytes;
+                self.tables[table].bytes -= bytes;
+            }
+            Report::Failed(error) => return Err(error),
+            Report::Done { table, rows } => {
+                let shown = &mut self.progress.tables[table];
+                shown.rows += rows;
+                shown.parts.0 += 1;
+                let seed = &mut self.tables[table];
+                seed.rows += rows;
+                self.pending[table] -= 1;
+                if self.pending[table] == 0 {
+                    shown.phase = SeedPhase::Live;
+                    let stored = SeedTable {
+                        phase: SeedPhase::Live,
+                        ..seed.clone()
+                    };
+                    self.context
+                        .target
+                        .store_seed(&self.context.names.job, self.epoch, &stored)
+                        .await?;
+                    *seed = stored;
+                    summary.tables += 1;
+                    summary.rows += seed.rows;
+                    summary.bytes += seed.bytes;
+                    return Ok(true);
                 }
             }
         }
-        Ok(live)
+        Ok(false)
     }
 
     /// Whether blue can bear it, and the snapshot still stands.
@@ -426,7 +445,7 @@ fn spawn_worker(
     context: &Arc<RunContext>,
     epoch: i64,
     snapshot: &Arc<dyn Snapshot>,
-    (tasks, reports): (Receiver<Task>, Sender<Report>),
+    (tasks, reports): (Receiver<Task>, UnboundedSender<Report>),
     mut given_up: watch::Receiver<bool>,
 ) -> Result<Worker> {
     let (context, snapshot) = (Arc::clone(context), Arc::clone(snapshot));
@@ -468,7 +487,7 @@ async fn copy_with_retries(
     epoch: i64,
     snapshot: &dyn Snapshot,
     task: &Task,
-    reports: &Sender<Report>,
+    reports: &UnboundedSender<Report>,
 ) -> Result<u64> {
     let mut backoff = Backoff::new(Duration::from_secs(5));
     let mut attempt = 1;
@@ -501,7 +520,7 @@ async fn copy_part(
     epoch: i64,
     snapshot: &dyn Snapshot,
     task: &Task,
-    reports: &Sender<Report>,
+    reports: &UnboundedSender<Report>,
     sent: &mut u64,
 ) -> Result<u64> {
     let formats = context.target.bulk_formats(&task.part).await?;
@@ -510,6 +529,12 @@ async fn copy_part(
         .target
         .loader(&context.names.job, epoch, &task.part, reader.format())
         .await?;
+    let mut unreported = 0;
+    let mut report = |bytes| {
+        *sent += bytes;
+        let table = task.table;
+        reports.send(Report::Bytes { table, bytes }).is_ok()
+    };
     loop {
         let chunk = match reader.next().await {
             Ok(Some(chunk)) => chunk,
@@ -520,19 +545,16 @@ async fn copy_part(
                 return Err(error);
             }
         };
-        let bytes = chunk.len() as u64;
+        unreported += chunk.len() as u64;
         loader.write(chunk).await?;
-        *sent += bytes;
-        if reports
-            .send(Report::Bytes {
-                table: task.table,
-                bytes,
-            })
-            .is_err()
-        {
+        if unreported >= REPORTED && !report(std::mem::take(&mut unreported)) {
             let _ = loader.abort().await;
             return Err(seed_given_up());
         }
+    }
+    if !report(unreported) {
+        let _ = loader.abort().await;
+        return Err(seed_given_up());
     }
     loader.finish().await
 }
