@@ -22,7 +22,7 @@ use tokio::sync::MutexGuard;
 
 use super::backoff::Backoff;
 use super::follow::{Following, complete_schema, follow, not_stopping, pass_marker};
-use super::prepare::{dump_schema, list};
+use super::prepare::{self, dump_schema, list};
 use super::retry::{passes, persist};
 use super::setback::{Setbacks, is_of_job};
 use super::tables::{expect_not_renamed, widened};
@@ -379,7 +379,10 @@ impl<'a> Beside<'a> {
         } = seeded.summary;
         tracing::info!(rows, bytes, seconds, "copied beside the stream");
         let meeting = async {
-            pass_marker(beside, "near").await?;
+            tokio::try_join!(
+                prepare::analyze(beside, &seeded.filled),
+                pass_marker(beside, "near")
+            )?;
             self.context.control.renew_session();
             let standing_still = self.following.turn.take().await;
             failpoint!("beside.standing-still", error);

@@ -3,7 +3,7 @@
 //! ```text
 //! fence ─▶ no checkpoint? schema · publication · slot + snapshot · first checkpoint
 //!       ─▶ tables not live? copy them (a restart copies unfinished tables whole, from a new snapshot)
-//!       ─▶ indexes, statistics ─▶ follow ─▶ all snapshots passed? foreign keys, triggers ─▶ follow …
+//!       ─▶ indexes ─▶ follow; statistics ─▶ all snapshots passed? foreign keys, triggers ─▶ follow …
 //! ```
 //!
 //! Every arrow is durable on the target before the next begins, so a kill anywhere is resumed by running again.
@@ -192,7 +192,7 @@ async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut Ru
     };
     outcome.seed = seeded.summary;
     let following = Following::new(seeded.tables);
-    let goal = follow::goal(context, epoch, &following, seeded.schema);
+    let goal = follow::goal(context, epoch, &following, seeded.schema, &seeded.filled);
     let followed = follow::follow(context, fence, &following, goal).await?;
     if let Some(followed) = followed {
         outcome.sequences = followed.sequences;
@@ -206,6 +206,8 @@ struct Seeded {
     tables: JobTables,
     /// what is still to be created on the target when the stream has passed all snapshots
     schema: Option<SchemaDump>,
+    /// what was just filled and has no statistics yet
+    filled: Vec<TableName>,
     summary: SeedSummary,
 }
 
@@ -225,16 +227,17 @@ async fn seed_all(context: &Arc<RunContext>, epoch: i64) -> Result<Seeded> {
     } else {
         seed::seed(context, epoch, prepared.snapshot, prepared.seed).await?
     };
-    let schema = if prepared.schema_pending {
-        Some(retention::watched(context, prepare::create_indexes(context, prepared.dump)).await?)
+    let (schema, filled) = if prepared.schema_pending {
+        let created = prepare::create_indexes(context, prepared.dump);
+        let (schema, tables) = retention::watched(context, created).await?;
+        (Some(schema), tables)
     } else {
-        // Plans on the tables as they were when empty would be the application's after the switch, and ours before.
-        retention::watched(context, prepare::analyze(context, &unseeded)).await?;
-        None
+        (None, unseeded)
     };
     Ok(Seeded {
         tables,
         schema,
+        filled,
         summary,
     })
 }

@@ -431,8 +431,11 @@ async fn start_stream(
     Ok(seed)
 }
 
-/// Adds indexes and keys after the data, and returns the schema for the phase that remains.
-pub(super) async fn create_indexes(context: &RunContext, dump: Option<SchemaDump>) -> Result<SchemaDump> {
+/// Adds indexes and keys after the data. Returns the schema for the phase that remains, and the tables.
+pub(super) async fn create_indexes(
+    context: &RunContext,
+    dump: Option<SchemaDump>,
+) -> Result<(SchemaDump, Vec<TableName>)> {
     let target = &context.target;
     let dump = match dump {
         Some(dump) => dump,
@@ -443,15 +446,11 @@ pub(super) async fn create_indexes(context: &RunContext, dump: Option<SchemaDump
         target.create_schema(&dump, SchemaPhase::AfterData)
     })
     .await?;
-    let tables: Vec<TableName> = persist(context, "reading the list of tables", || {
+    let tables = persist(context, "reading the list of tables", || {
         target.inspect(&context.selection)
     })
-    .await?
-    .into_iter()
-    .map(|table| table.name)
-    .collect();
-    analyze(context, &tables).await?;
-    Ok(dump)
+    .await?;
+    Ok((dump, tables.into_iter().map(|table| table.name).collect()))
 }
 
 /// Gathers statistics of tables that were just filled.
