@@ -11,10 +11,14 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::config::Config;
+use crate::error::{PgError, SqlState};
 use crate::wire::{OpenedClient, Owed};
 
-/// How long a client that nobody wants stays open: no session is held, and none grows old, while a job only follows.
+/// How long a client that nobody wants stays open: while a job only follows, no session is held for later.
 const KEPT: Duration = Duration::from_secs(2);
+
+/// How long a server may take to notice that a session has ended.
+const LETTING_GO: Duration = Duration::from_millis(100);
 
 /// The settings of sessions, beside those that all of ours have.
 pub(crate) type Settings = &'static [(&'static str, &'static str)];
@@ -38,9 +42,9 @@ struct Unused {
 }
 
 impl Unused {
-    /// Whether the next one finds it as if it were new: all that was asked is answered, and no transaction is open.
-    fn is_as_new(&self) -> bool {
-        self.owed.is_settled()
+    /// A runtime that stands still notices neither the end of a connection nor that it was kept for long enough.
+    fn is_fresh(&self) -> bool {
+        !self.client.is_closed() && self.since.elapsed() < KEPT
     }
 }
 
@@ -62,11 +66,23 @@ impl Clients {
         let (client, owed) = match self.take_unused(settings) {
             Some(unused) => (unused.client, unused.owed),
             None => {
-                let OpenedClient { client, owed, .. } = self.config.open_client(settings).await?;
+                let OpenedClient { client, owed, .. } = self.open(settings).await?;
                 (client, owed)
             }
         };
         Ok(self.lent(settings, client, owed))
+    }
+
+    /// Where no more connections are allowed, those that are kept here for others make room.
+    async fn open(&self, settings: Settings) -> Result<OpenedClient, PgError> {
+        match self.config.open_client(settings).await {
+            Err(error) if error.is(SqlState::TOO_MANY_CONNECTIONS) && !lock(&self.unused).is_empty() => {
+                lock(&self.unused).clear();
+                tokio::time::sleep(LETTING_GO).await;
+                self.config.open_client(settings).await
+            }
+            opened => opened,
+        }
     }
 
     /// Takes over a client that was opened without settings.
@@ -85,10 +101,11 @@ impl Clients {
     fn take_unused(&self, settings: Settings) -> Option<Unused> {
         let here = runtime::Handle::current().id();
         let mut unused = lock(&self.unused);
-        unused.retain(|one| !one.client.is_closed());
+        unused.retain(Unused::is_fresh);
+        // What was asked by whoever had it before must be answered, and no transaction be open.
         let place = unused
             .iter()
-            .position(|one| one.home == here && one.settings == settings && one.is_as_new())?;
+            .position(|one| one.home == here && one.settings == settings && one.owed.is_settled())?;
         Some(unused.swap_remove(place))
     }
 }
@@ -142,7 +159,7 @@ impl Drop for Lent {
         runtime.spawn(async move {
             tokio::time::sleep_until(since + KEPT).await;
             if let Some(lender) = lender.upgrade() {
-                lock(&lender).retain(|one| one.since.elapsed() < KEPT);
+                lock(&lender).retain(Unused::is_fresh);
             }
         });
     }

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::catalog::{self, OWN_SCHEMA, RelationKind, qualified};
-use crate::lock::{self, InTheWay, LOCK_TIMEOUT};
+use crate::lock::{self, InTheWay};
 use crate::session::during;
 use crate::wire::ServerVersion;
 use crate::wire::identifier;
@@ -58,10 +58,6 @@ pub(crate) async fn prepare_source(
     names: &JobNames,
     tables: &[TableName],
 ) -> Result<()> {
-    client
-        .batch_execute(&format!("SET lock_timeout = '{LOCK_TIMEOUT}'"))
-        .await
-        .map_err(during("preparing the session"))?;
     create_own_tables(client).await?;
     failpoint!("source.tables-created", error);
     let wanted: Vec<TableName> = own_tables().chain(tables.iter().cloned()).collect();

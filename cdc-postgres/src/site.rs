@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::error::PgError;
 use crate::loader::LOAD_SETTINGS;
 use crate::lock::LOCK_TIMEOUT;
-use crate::session::{KeptClient, Pool};
+use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
 use crate::state::doubt::Doubts;
@@ -323,8 +323,8 @@ impl Site for PgSite {
 
     fn stream_state<'a>(&'a self, stream: &'a str) -> BoxFuture<'a, StreamState> {
         Box::pin(async move {
+            self.doubts.settle(&self.config, stream).await?;
             let client = self.client().await?;
-            self.doubts.settle(&client, stream).await?;
             state::checkpoint::read(&client, stream).await
         })
     }
@@ -572,7 +572,8 @@ impl Site for PgSite {
 
     fn retry_conflict<'a>(&'a self, stream: &'a str, id: i64) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let mut client = self.clients.lend(state::conflicts::SETTINGS).await?;
+            // What it sets and takes in its session is not for the next one.
+            let mut client = connect(&self.config, state::conflicts::SETTINGS).await?;
             state::conflicts::retry(&mut client, stream, id).await
         })
     }

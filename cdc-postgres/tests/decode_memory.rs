@@ -216,6 +216,7 @@ fn the_second_million_rows_allocate_fewer_than_a_hundred_times() {
     };
     let mut first: Vec<_> = (0..MILLION).map(transaction).collect();
     let cold = allocation_counter::measure(|| stages.run(&mut first));
+    drop(first);
     let mut second: Vec<_> = (MILLION..2 * MILLION).map(transaction).collect();
     let warm = allocation_counter::measure(|| stages.run(&mut second));
     assert_eq!(stages.planned, 2_000_000);

@@ -30,12 +30,11 @@ struct Seen {
 pub(super) async fn inspect(session: &Session, config: &Config, side: Side) -> Result<Vec<Finding>> {
     let started = server_start(session).await?;
     let mut seen = Vec::new();
-    let looks = tokio::join!(look(config), look(config), look(config));
-    for one in <[_; TRIES]>::from(looks) {
-        match one {
+    for _ in 0..TRIES {
+        match look(config).await {
             Ok(one) => seen.push(one),
             // That too few connections are left is a finding of its own.
-            Err(error) if error.is(SqlState::TOO_MANY_CONNECTIONS) => {}
+            Err(error) if error.is(SqlState::TOO_MANY_CONNECTIONS) => break,
             Err(error) => return Err(Error::from(error)),
         }
     }

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cdc_core::{Action, Error, Kind, Result};
-use tokio_postgres::Client;
 
-use crate::session::during;
+use crate::config::Config;
+use crate::session::{connect, during};
 
 /// How long one attempt waits: the caller tries again, and looks in between whether it is to stop.
-const PATIENCE: &str = "SET lock_timeout = '5s'";
+const PATIENCE: &[(&str, &str)] = &[("lock_timeout", "5s")];
 /// The same for the wait's own commit, which a synchronous standby that is away may keep from being durable: no setting
 /// bounds that, and one that is cancelled there says that all is well.
 const TURN: Duration = Duration::from_secs(8);
@@ -34,14 +34,11 @@ impl Doubts {
 
     /// Waits until no transaction of the stream is in doubt any more. Other processes do not wait: only who goes on
     /// applying has to know.
-    pub(crate) async fn settle(&self, client: &Client, stream: &str) -> Result<()> {
+    pub(crate) async fn settle(&self, config: &Config, stream: &str) -> Result<()> {
         if !self.streams().contains(stream) {
             return Ok(());
         }
-        client
-            .batch_execute(PATIENCE)
-            .await
-            .map_err(during("preparing to wait for a commit"))?;
+        let client = connect(config, PATIENCE).await?;
         let Ok(waited) = tokio::time::timeout(TURN, client.execute(WAIT, &[&stream])).await else {
             return Err(pending(
                 stream,

@@ -347,6 +347,27 @@ mod tests {
     }
 
     #[test]
+    fn a_session_is_settled_when_nothing_is_owed_and_no_transaction_is_open() {
+        for chunk in [1, 3, 100] {
+            let owed = Owed::new();
+            let ready = |state: u8| {
+                let message = [&[b'Z', 0, 0, 0, 5][..], &[state]].concat();
+                message.chunks(chunk).for_each(|bytes| owed.read(bytes));
+            };
+            assert!(!owed.is_settled(), "the login is not answered");
+            ready(b'I');
+            assert!(owed.is_settled());
+            owed.wrote(&[0, 0, 0, 4]);
+            for (state, settled) in [(b'T', false), (b'E', false), (b'I', true)] {
+                owed.wrote(&message(b'Q', 3));
+                assert!(!owed.is_settled(), "a question is not answered");
+                ready(state);
+                assert_eq!(owed.is_settled(), settled, "{}", char::from(state));
+            }
+        }
+    }
+
+    #[test]
     fn an_answer_is_owed_until_as_many_are_ready_as_were_asked() {
         for chunk in [1, 2, 5, 1000] {
             let owed = Owed::new();

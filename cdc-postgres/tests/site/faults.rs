@@ -11,7 +11,7 @@ use testbed::{Gate, PgCluster};
 use crate::{cluster, fence, names, site, table};
 
 /// Waits for a condition on the server.
-async fn until(cluster: &PgCluster, query: &str, wanted: &str) {
+pub(crate) async fn until(cluster: &PgCluster, query: &str, wanted: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while cluster.sql("db", query).unwrap() != wanted {
         assert!(Instant::now() < deadline, "{query} is not {wanted}");

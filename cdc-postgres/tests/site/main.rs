@@ -1,5 +1,6 @@
 //! `PgSite` on real servers: catalog, publication, snapshot and copy, schema copy, sequences.
 
+mod clients;
 mod copy;
 mod faults;
 mod formats;

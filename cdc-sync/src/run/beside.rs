@@ -26,7 +26,7 @@ use super::prepare::{self, dump_schema, list};
 use super::retry::{passes, persist};
 use super::setback::{Setbacks, is_of_job};
 use super::tables::{expect_not_renamed, widened};
-use super::{Reporter, RunContext, SeedProgress, SeedSummary, seed_all};
+use super::{Reporter, RunContext, SeedProgress, SeedSummary, retention, seed_all};
 use crate::job;
 
 /// How often the stream beside looks whether the job is to stop.
@@ -374,15 +374,15 @@ impl<'a> Beside<'a> {
             .take_fence(&self.names.job, settings.takeover_timeout)
             .await?;
         let seeded = seed_all(beside, fence.epoch()).await?;
+        if let Some(unfinished) = &seeded.unfinished {
+            retention::watched(beside, prepare::analyze(beside, &unfinished.filled)).await?;
+        }
         let SeedSummary {
             rows, bytes, seconds, ..
         } = seeded.summary;
         tracing::info!(rows, bytes, seconds, "copied beside the stream");
         let meeting = async {
-            tokio::try_join!(
-                prepare::analyze(beside, &seeded.filled),
-                pass_marker(beside, "near")
-            )?;
+            pass_marker(beside, "near").await?;
             self.context.control.renew_session();
             let standing_still = self.following.turn.take().await;
             failpoint!("beside.standing-still", error);

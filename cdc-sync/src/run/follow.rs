@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::{Control, Phase};
-use cdc_core::{Error, Kind, Result, TableName};
+use cdc_core::{Error, Kind, Result};
 
 use super::beside::{Attended, Beside, Turn};
 use super::facts::TargetFacts;
 use super::retry::{in_time, persist};
 use super::tables::JobTables;
-use super::{RunContext, heartbeat, prepare, supervise, watch};
+use super::{RunContext, Unfinished, heartbeat, prepare, supervise, watch};
 
 /// How often stop requests are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -111,25 +111,21 @@ fn flatten(joined: std::result::Result<Result<()>, tokio::task::JoinError>) -> R
     joined.unwrap_or_else(|error| Err(Error::bug("a task of the run panicked").caused_by(error)))
 }
 
-/// What is to be done beside following: statistics of what was just `filled` are gathered; with `schema`, foreign keys and
-/// triggers are added once every table's snapshot is passed. Returns when nothing is left: never, for a plain `run`.
+/// What is to be done beside following: of a schema that is `unfinished`, statistics of its tables are gathered, and foreign
+/// keys and triggers are added once every table's snapshot is passed. Returns when nothing is left: never, for a plain `run`.
 pub(super) async fn goal(
     context: &Arc<RunContext>,
     epoch: i64,
     following: &Following,
-    schema: Option<SchemaDump>,
-    filled: &[TableName],
+    unfinished: Option<Unfinished>,
 ) -> Result<Followed> {
     let (source, target) = (&context.source, &context.target);
-    // Plans on the tables as they were when empty would be the application's after the switch. Ours do not depend on them.
-    let statistics = prepare::analyze(context, filled);
-    match &schema {
-        Some(schema) => {
-            tokio::try_join!(statistics, pass_marker(context, "schema"))?;
-            complete_schema(context, epoch, schema, (context, following)).await?;
-            context.reporter.note("foreign keys and triggers are in place");
-        }
-        None => statistics.await?,
+    if let Some(Unfinished { schema, filled }) = unfinished {
+        // Plans on the tables as they were when empty would be the application's after the switch. Ours do not depend on them.
+        let statistics = prepare::analyze(context, &filled);
+        tokio::try_join!(statistics, pass_marker(context, "schema"))?;
+        complete_schema(context, epoch, &schema, (context, following)).await?;
+        context.reporter.note("foreign keys and triggers are in place");
     }
     let mut beside = Beside::new(context, epoch, following);
     loop {

@@ -192,7 +192,7 @@ async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut Ru
     };
     outcome.seed = seeded.summary;
     let following = Following::new(seeded.tables);
-    let goal = follow::goal(context, epoch, &following, seeded.schema, &seeded.filled);
+    let goal = follow::goal(context, epoch, &following, seeded.unfinished);
     let followed = follow::follow(context, fence, &following, goal).await?;
     if let Some(followed) = followed {
         outcome.sequences = followed.sequences;
@@ -201,13 +201,18 @@ async fn work(context: &Arc<RunContext>, fence: Box<dyn Fence>, outcome: &mut Ru
     Ok(true)
 }
 
+/// A target whose schema was copied and is not complete. As long as that is so, the next run takes all of this up again.
+struct Unfinished {
+    /// what is still to be created when the stream has passed all snapshots
+    schema: SchemaDump,
+    /// the tables, which have no statistics yet
+    filled: Vec<TableName>,
+}
+
 /// A job whose tables are all complete, each as of its own snapshot.
 struct Seeded {
     tables: JobTables,
-    /// what is still to be created on the target when the stream has passed all snapshots
-    schema: Option<SchemaDump>,
-    /// what was just filled and has no statistics yet
-    filled: Vec<TableName>,
+    unfinished: Option<Unfinished>,
     summary: SeedSummary,
 }
 
@@ -227,17 +232,17 @@ async fn seed_all(context: &Arc<RunContext>, epoch: i64) -> Result<Seeded> {
     } else {
         seed::seed(context, epoch, prepared.snapshot, prepared.seed).await?
     };
-    let (schema, filled) = if prepared.schema_pending {
-        let created = prepare::create_indexes(context, prepared.dump);
-        let (schema, tables) = retention::watched(context, created).await?;
-        (Some(schema), tables)
+    let unfinished = if prepared.schema_pending {
+        let indexed = prepare::create_indexes(context, prepared.dump);
+        Some(retention::watched(context, indexed).await?)
     } else {
-        (None, unseeded)
+        // Nothing would remind the next run of them.
+        retention::watched(context, prepare::analyze(context, &unseeded)).await?;
+        None
     };
     Ok(Seeded {
         tables,
-        schema,
-        filled,
+        unfinished,
         summary,
     })
 }

@@ -5,10 +5,10 @@ use cdc_core::model::ChangeCounts;
 use cdc_core::seed::Snapshot;
 use cdc_core::{Checkpoint, Error, Kind, Result, SourceIdentity, TableName};
 
-use super::RunContext;
 use super::retention::standing;
 use super::retry::persist;
 use super::tables::JobTables;
+use super::{RunContext, Unfinished};
 use crate::check::{compare_schemas, judge_references};
 
 /// What stands when the copying can begin.
@@ -431,26 +431,26 @@ async fn start_stream(
     Ok(seed)
 }
 
-/// Adds indexes and keys after the data. Returns the schema for the phase that remains, and the tables.
-pub(super) async fn create_indexes(
-    context: &RunContext,
-    dump: Option<SchemaDump>,
-) -> Result<(SchemaDump, Vec<TableName>)> {
+/// Adds indexes and keys after the data, and returns what remains.
+pub(super) async fn create_indexes(context: &RunContext, dump: Option<SchemaDump>) -> Result<Unfinished> {
     let target = &context.target;
-    let dump = match dump {
+    let schema = match dump {
         Some(dump) => dump,
         None => dump_schema(context).await?,
     };
     context.reporter.note("building indexes");
     persist(context, "building indexes", || {
-        target.create_schema(&dump, SchemaPhase::AfterData)
+        target.create_schema(&schema, SchemaPhase::AfterData)
     })
     .await?;
     let tables = persist(context, "reading the list of tables", || {
         target.inspect(&context.selection)
     })
     .await?;
-    Ok((dump, tables.into_iter().map(|table| table.name).collect()))
+    Ok(Unfinished {
+        schema,
+        filled: tables.into_iter().map(|table| table.name).collect(),
+    })
 }
 
 /// Gathers statistics of tables that were just filled.

@@ -239,6 +239,8 @@ struct Round<'a> {
     pending: Vec<usize>,
     retention: &'a mut RetentionWatch,
     alive_asked: Instant,
+    /// when progress was last shown
+    shown: Option<Instant>,
 }
 
 impl<'a> Round<'a> {
@@ -277,6 +279,7 @@ impl<'a> Round<'a> {
             pending,
             retention: job.retention,
             alive_asked: Instant::now(),
+            shown: None,
         }
     }
 
@@ -304,8 +307,12 @@ impl<'a> Round<'a> {
                 }
                 unfinished += 1;
             }
-            self.context.reporter.seed(&self.progress);
-            if unfinished == 0 && todo.is_empty() {
+            let done = unfinished == 0 && todo.is_empty();
+            if done || self.shown.is_none_or(|at| at.elapsed() >= TICK) {
+                self.context.reporter.seed(&self.progress);
+                self.shown = Some(Instant::now());
+            }
+            if done {
                 return Ok(());
             }
             if self.context.control.stopping() {
@@ -360,7 +367,6 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Takes what workers have reported; returns how many tables became live.
     /// Takes reports for a tick, or until a table is live; returns how many became so.
     async fn take_reports(
         &mut self,
