@@ -61,9 +61,11 @@ enum Work {
 }
 
 const PGBENCH_TABLES: &str = "pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history";
-const WIDE: &str = "DROP TABLE IF EXISTS wide; CREATE TABLE wide (id bigint PRIMARY KEY, a int, b bigint, \
+/// A table of ten columns.
+pub(crate) const WIDE: &str = "DROP TABLE IF EXISTS wide; CREATE TABLE wide (id bigint PRIMARY KEY, a int, b bigint, \
     c text, d text, e numeric(12,2), f timestamptz, g boolean, h double precision, i text)";
-const WIDE_ROWS: &str = "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
+/// A million rows of it.
+pub(crate) const WIDE_ROWS: &str = "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
     '2026-01-01'::timestamptz + n * interval '1 second', n % 2 = 0, n * 1.5, 'note ' || (n % 97) \
     FROM generate_series(1, 1000000) n";
 
@@ -201,7 +203,7 @@ fn print_results(results: &[(String, Vec<Round>)]) {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
@@ -273,7 +275,7 @@ fn seed_round(
     source.run("CHECKPOINT")?;
     let ours = || -> Result<f64> {
         let green = cluster(args.target)?;
-        follow(args, binary, tools, [&blue, &green])
+        follow(&args.conflict, binary, tools, [&blue, &green])
     };
     let native = || -> Result<f64> {
         let green = cluster(args.target)?;
@@ -329,7 +331,7 @@ fn catch_up(
     source.run("CREATE TABLE last_row (id bigint PRIMARY KEY)")?;
     source.run(WIDE_ROWS)?;
     source.run("VACUUM ANALYZE")?;
-    follow(args, binary, tools, [&blue, &green]).context("first run of cdc-sync")?;
+    follow(&args.conflict, binary, tools, [&blue, &green]).context("first run of cdc-sync")?;
     let subscriber = Psql::new(tools, native.url("postgres"));
     copy_schema(tools, &url, &subscriber)?;
     source.run(&format!(
@@ -353,7 +355,7 @@ fn catch_up(
             source.run("TRUNCATE wide")?;
             source.run(WIDE_ROWS)?;
             drain(&source, &subscriber, &mut last_row)?;
-            follow(args, binary, tools, [&blue, &green])?;
+            follow(&args.conflict, binary, tools, [&blue, &green])?;
         }
         for (workload, (_, rounds)) in workloads.iter().zip(&mut results) {
             subscriber.run("ALTER SUBSCRIPTION native DISABLE")?;
@@ -379,7 +381,7 @@ fn catch_up(
                 )?;
                 Ok(began.elapsed().as_secs_f64())
             };
-            let run_ours = || follow(args, binary, tools, [&blue, &green]);
+            let run_ours = || follow(&args.conflict, binary, tools, [&blue, &green]);
             let (ours, native) = if round.is_multiple_of(2) {
                 let first = run_ours()?;
                 (first, run_native()?)
@@ -408,9 +410,9 @@ fn drain(source: &Psql<'_>, subscriber: &Psql<'_>, last_row: &mut u64) -> Result
     )
 }
 
-/// Runs cdc-sync from process start to exit; returns the seconds.
-fn follow(
-    args: &Args,
+/// Runs cdc-sync from process start to exit, with rules for conflicts; returns the seconds.
+pub(crate) fn follow(
+    conflict: &[String],
     binary: &std::path::Path,
     tools: &ToolsInstall,
     [blue, green]: [&PgCluster; 2],
@@ -426,7 +428,7 @@ fn follow(
         ])
         .arg("--pg-bin")
         .arg(&tools.bin)
-        .args(args.conflict.iter().flat_map(|rule| ["--conflict", rule]))
+        .args(conflict.iter().flat_map(|rule| ["--conflict", rule]))
         .output()
         .context("cdc-sync does not start")?;
     let seconds = began.elapsed().as_secs_f64();

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench_compare;
+mod bench_inserts;
 mod bench_latency;
 mod build;
 mod demo;
@@ -32,6 +33,8 @@ enum Task {
     Demo(demo::Args),
     /// The same work through cdc-sync and through a peer, alternating
     BenchCompare(bench_compare::Args),
+    /// A million inserts in one transaction, beside its source alone and COPY alone
+    BenchInserts(bench_inserts::Args),
     /// The lag of one-row transactions through cdc-sync and through the native subscription, alternating
     BenchLatency(bench_latency::Args),
     /// Every fuzz target for a bounded number of executions
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Servers(args) => servers::run(&args),
         Task::Demo(args) => demo::run(args),
         Task::BenchCompare(args) => bench_compare::run(&args),
+        Task::BenchInserts(args) => bench_inserts::run(&args),
         Task::BenchLatency(args) => bench_latency::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Test(args) => test::run(&args),

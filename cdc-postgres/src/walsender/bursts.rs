@@ -22,6 +22,8 @@ const FAST: u128 = 12 << 20;
 /// no time for a pause. Both clocks are the same where the machine is; at the other end of a tunnel they are not, and what
 /// seems to come from the future is not fresh either.
 const FRESH: RangeInclusive<i64> = 0..=500;
+/// Of larger frames a small window holds too few for collecting them to save anything.
+const SMALL: usize = 4 << 10;
 
 /// How the log of a server on this machine comes.
 #[derive(Debug)]
@@ -54,7 +56,7 @@ impl Bursts {
         self.pauses = false;
         let elapsed = at.saturating_duration_since(self.since);
         // Over less than a pause the rows of one small transaction would pass for a fast log.
-        if elapsed < PAUSE || !is_fresh(frames, clock) {
+        if elapsed < PAUSE || !may_collect(frames, clock) {
             return;
         }
         self.pauses = self.bytes as u128 * 1_000_000 / elapsed.as_micros().max(1) >= FAST;
@@ -68,10 +70,11 @@ impl Bursts {
     }
 }
 
-/// Whether the last of the frames was sent just now: the server has no more.
-fn is_fresh(frames: &[u8], clock: i64) -> bool {
+/// Whether the last of the frames was sent just now, so that the server has no more, and more like it would fit a window.
+fn may_collect(frames: &[u8], clock: i64) -> bool {
     let last = split_frames(frames).last().and_then(Result::ok);
     let sent = last
+        .filter(|frame| frame.len() <= SMALL)
         .and_then(|frame| parse_frame(frame).ok())
         .map(|frame| frame.time());
     sent.is_some_and(|sent| FRESH.contains(&clock.saturating_sub(sent)))
@@ -81,20 +84,25 @@ fn is_fresh(frames: &[u8], clock: i64) -> bool {
 mod tests {
     use super::*;
 
-    /// After so many bytes in this time, the last of them sent so many microseconds ago.
+    /// After so many bytes in this time, the last of them sent so many microseconds ago in a small frame.
     fn pause_after(time: Duration, bytes: usize, age: i64) -> Option<Duration> {
+        pause_after_frame(time, bytes, 300, age)
+    }
+
+    /// The same with a frame of this size.
+    fn pause_after_frame(time: Duration, bytes: usize, size: usize, age: i64) -> Option<Duration> {
         const CLOCK: i64 = 800_000_000_000_000;
         let mut frame = vec![b'w'];
         for field in [0x10, 0x20, CLOCK - age] {
             frame.extend(field.to_be_bytes());
         }
-        frame.resize(bytes - 4, 0);
+        frame.resize(size, 0);
         let mut chunk = u32::try_from(frame.len()).unwrap().to_le_bytes().to_vec();
         chunk.extend(frame);
         let since = Instant::now();
         let mut bursts = Bursts {
             since,
-            bytes: 0,
+            bytes: bytes - chunk.len(),
             pauses: false,
         };
         bursts.note_at(&chunk, since + time, CLOCK);
@@ -109,6 +117,9 @@ mod tests {
         assert_eq!(pause_after(PAUSE, FAST_ENOUGH, 0), Some(PAUSE));
         assert_eq!(pause_after(PAUSE, FAST_ENOUGH, 500), Some(PAUSE));
         assert_eq!(pause_after(PAUSE, FAST_ENOUGH, 501), None);
+        // One large value after the other.
+        assert_eq!(pause_after_frame(PAUSE, FAST_ENOUGH, SMALL, 0), Some(PAUSE));
+        assert_eq!(pause_after_frame(PAUSE, FAST_ENOUGH, SMALL + 1, 0), None);
         // Of a server at the other end of a tunnel, whose clock is another.
         assert_eq!(pause_after(PAUSE, FAST_ENOUGH, -60_000_000), None);
         assert_eq!(pause_after(PAUSE, 4_000, 0), None);
