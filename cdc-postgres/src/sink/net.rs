@@ -25,6 +25,9 @@ const COPY_FROM: usize = 4;
 /// What one set statement takes at most.
 const SET_ROWS: u32 = 10_000;
 const SET_BYTES: usize = 8 << 20;
+/// Inserts of larger rows go as single statements, too: the server looks at every byte of COPY's text several times for the
+/// ends of lines and columns, which costs it more than a statement does (rows of 2 kB: the same).
+const LARGE_ROW: usize = 4 << 10;
 /// COPY data are handed over in pieces of about this size.
 const COPY_BYTES: usize = 64 << 10;
 /// A buffer that one large value made larger than this is given back.
@@ -137,6 +140,22 @@ impl Buffers {
             }
         }
         Ok(taken)
+    }
+
+    /// Whether rows are large, going by the first, the last and the one in the middle.
+    fn are_large(&mut self, plan: &ApplyPlan, planned: &PlannedTable, images: &[Image]) -> Result<bool> {
+        let scratch = &mut self.scratch;
+        let (mut rows, mut bytes) = (0, 0);
+        let middle = images.get(images.len() / 2);
+        for image in images.first().into_iter().chain(middle).chain(images.last()) {
+            rows += 1;
+            for column in &planned.written {
+                scratch.clear();
+                let value = text(planned, *column, plan.datum(*image, *column), scratch)?;
+                bytes += value.bytes(scratch).map_or(0, <[u8]>::len);
+            }
+        }
+        Ok(bytes >= rows * LARGE_ROW && rows > 0)
     }
 }
 
@@ -255,7 +274,10 @@ impl NetSets<'_, '_> {
     async fn send_inserts(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
         let net = self.net;
         let planned = Arc::clone(&self.bound()?.planned);
-        if net.inserts.len() < COPY_FROM || planned.written.is_empty() {
+        if net.inserts.len() < COPY_FROM
+            || planned.written.is_empty()
+            || self.buffers.are_large(self.plan, &planned, &net.inserts)?
+        {
             let set = Set {
                 effect: Effect::Insert,
                 verbs: (Verb::Insert, Verb::Insert),

@@ -95,6 +95,30 @@ fn large_values_are_split_over_statements() {
 }
 
 #[test]
+fn large_and_small_rows_arrive_together() {
+    on_each("mixed_sizes", KEYED, async |mut target| {
+        let t = table("t", &["*id", "a", "b"], Identity::Key);
+        let values = ["small\t\\".to_owned(), "large\n".repeat(5_000)];
+        // Whatever the first, the last and the one in the middle say of the others.
+        for large in [&[0, 3, 6][..], &[1, 2, 4, 5], &[], &[0, 1, 2, 3, 4, 5, 6]] {
+            target.sql("TRUNCATE t");
+            let mut changes = Changes::new();
+            for n in 0..7 {
+                let value = &values[usize::from(large.contains(&n))];
+                changes = changes.insert(&t, &[(&n.to_string()).into(), Of::Null, value.into()]);
+            }
+            assert_eq!(target.apply(changes.group(), PlanMode::Net).await.unwrap(), 7);
+            let sums = "SELECT count(*), count(a), count(*) FILTER (WHERE b = repeat(E'large\\n', 5000)), \
+                        count(*) FILTER (WHERE b = E'small\\t\\\\') FROM t";
+            assert_eq!(
+                target.sql(sums),
+                format!("7|0|{}|{}", large.len(), 7 - large.len())
+            );
+        }
+    });
+}
+
+#[test]
 fn net_windows_upsert_and_delete_what_may_be_missing() {
     on_each("window", KEYED, async |mut target| {
         let t = table("t", &["*id", "a", "b"], Identity::Key);
