@@ -31,6 +31,21 @@ fn relation(replica_identity: u8) -> Vec<u8> {
     })
 }
 
+/// How a transaction that commits there begins and ends.
+fn ends(commit: u64) -> (Vec<u8>, Vec<u8>) {
+    let begin = Begin {
+        final_lsn: Lsn(commit),
+        commit_time: 5,
+        xid: 1,
+    };
+    let end = Commit {
+        commit_lsn: Lsn(commit),
+        end_lsn: Lsn(commit + 8),
+        commit_time: 5,
+    };
+    (encode::begin(&begin), encode::commit(&end))
+}
+
 /// 200 transactions of all row changes, from `commit` on. The relation is announced again by each.
 fn chunks(mut commit: u64, replica_identity: u8) -> Vec<RawChunk> {
     let text = |text: &'static str| Field::Text(text.as_bytes());
@@ -42,24 +57,15 @@ fn chunks(mut commit: u64, replica_identity: u8) -> Vec<RawChunk> {
     };
     let mut frames = Frames::default();
     for _ in 0..200 {
-        let begin = Begin {
-            final_lsn: Lsn(commit),
-            commit_time: 5,
-            xid: 1,
-        };
-        let end = Commit {
-            commit_lsn: Lsn(commit),
-            end_lsn: Lsn(commit + 8),
-            commit_time: 5,
-        };
+        let (begin, end) = ends(commit);
         for message in [
-            encode::begin(&begin),
+            begin,
             relation(replica_identity),
             encode::insert(TABLE, &[text("1"), text("some text"), Field::Null]),
             encode::update(TABLE, Some(old), &[text("2"), Field::Unchanged, text("x")]),
             encode::update(TABLE, None, &[text("2"), Field::Unchanged, Field::Null]),
             encode::delete(TABLE, old),
-            encode::commit(&end),
+            end,
         ] {
             frames.message(Lsn(commit), &message);
         }
@@ -140,17 +146,8 @@ fn catalog() -> Arc<TargetCatalog> {
 fn transaction(number: u64) -> RawChunk {
     let commit = 0x1_0000 + number * 8;
     let mut frames = Frames::default();
-    let begin = Begin {
-        final_lsn: Lsn(commit),
-        commit_time: 5,
-        xid: 1,
-    };
-    let end = Commit {
-        commit_lsn: Lsn(commit),
-        end_lsn: Lsn(commit + 8),
-        commit_time: 5,
-    };
-    frames.message(Lsn(commit), &encode::begin(&begin));
+    let (begin, end) = ends(commit);
+    frames.message(Lsn(commit), &begin);
     frames.message(Lsn(commit), &relation(b'd'));
     for row in 0..BATCH as u64 {
         // As long as each other, so that no transaction needs more room than those before it.
@@ -167,7 +164,7 @@ fn transaction(number: u64) -> RawChunk {
         };
         frames.message(Lsn(commit), &message);
     }
-    frames.message(Lsn(commit), &encode::commit(&end));
+    frames.message(Lsn(commit), &end);
     frames.chunk()
 }
 
