@@ -61,6 +61,7 @@ struct Session {
 impl Session {
     async fn open(clients: &Clients) -> Result<Self> {
         let client = clients.lend(SETTINGS).await?;
+        // What the session began with: one that was lent before is read-only by our own word below.
         let row = client
             .query_typed_one(
                 "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), \

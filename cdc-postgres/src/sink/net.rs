@@ -25,8 +25,8 @@ const COPY_FROM: usize = 4;
 /// What one set statement takes at most.
 const SET_ROWS: u32 = 10_000;
 const SET_BYTES: usize = 8 << 20;
-/// Inserts of larger rows go as single statements, too: the server looks at every byte of COPY's text several times for the
-/// ends of lines and columns, which costs it more than a statement does (rows of 2 kB: the same).
+/// Inserts of larger rows go as single statements, too: they cost the server less than COPY's text, where it looks for the ends of
+/// lines and columns in every byte. Rows of 2 kB cost the same either way (docs/performance.md).
 const LARGE_ROW: usize = 4 << 10;
 /// COPY data are handed over in pieces of about this size.
 const COPY_BYTES: usize = 64 << 10;
