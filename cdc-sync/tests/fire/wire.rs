@@ -98,8 +98,9 @@ impl Places {
         let says_little = kind.name == "slot" || kind.name == "walsender";
         let aim = Aim {
             text: kind.text,
+            // No seed has fewer sessions that ask the catalog.
             skip: if kind.name.starts_with("catalog") {
-                self.below(12) as u32
+                self.below(8) as u32
             } else {
                 0
             },
@@ -183,7 +184,8 @@ fn try_each(name: &str, act: Act, each: usize) {
                         if !lane.has_checkpoint() {
                             lane.assert_whole("new databases");
                         }
-                        note(hit, follow_through(&mut lane, hit));
+                        follow_through(&mut lane, hit);
+                        note(hit, true);
                     }
                 }
             });
@@ -239,16 +241,21 @@ fn seed_through(lane: &mut Lane, hit: Hit) -> bool {
     was_hit
 }
 
-fn follow_through(lane: &mut Lane, hit: Hit) -> bool {
+fn follow_through(lane: &mut Lane, hit: Hit) {
     let proxies = proxies(hit);
     let mut running = through(lane, &proxies, hit, &["run"]);
     let load = lane.load();
-    let patience = Instant::now() + Duration::from_secs(4);
-    while !has_hit(&proxies) && Instant::now() < patience {
+    // The load writes until it is told to stop: every place is reached, however slow the machine.
+    let deadline = Instant::now() + LIMIT;
+    while !has_hit(&proxies) {
         assert!(running.is_running(), "{hit:?}: {}", running.stderr());
+        assert!(
+            Instant::now() < deadline,
+            "{hit:?}: it is not reached\n{}",
+            running.stderr()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
-    let was_hit = has_hit(&proxies);
     let written = lane.on_blue("SELECT pg_current_wal_insert_lsn()");
     let applied = format!("SELECT position::pg_lsn >= '{written}' FROM cdc_sync.checkpoint");
     let deadline = Instant::now() + LIMIT;
@@ -265,5 +272,4 @@ fn follow_through(lane: &mut Lane, hit: Hit) -> bool {
     running.sigterm().expect("the signal arrives");
     report(running, 0);
     lane.assert_whole(&format!("{hit:?}"));
-    was_hit
 }
