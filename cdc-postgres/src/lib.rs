@@ -20,6 +20,7 @@ mod copy_format;
 mod emptying;
 mod engine;
 mod error_map;
+mod first_client;
 mod heartbeat;
 mod loader;
 mod lock;

@@ -18,26 +18,22 @@ use cdc_core::{
     BoxFuture, Checkpoint, Error, Kind, Position, Result, Sink, Site, Source, SourceIdentity, TableName,
     TableSelection,
 };
-use tokio::time::Instant;
 
 use crate::catalog;
 use crate::clients::{Clients, Lent};
 use crate::config::Config;
-use crate::error::PgError;
+use crate::first_client::first_client;
 use crate::loader::LOAD_SETTINGS;
 use crate::lock::LOCK_TIMEOUT;
 use crate::session::{KeptClient, Pool, connect};
 use crate::sink::PgSink;
 use crate::source::PgSource;
 use crate::state::doubt::Doubts;
-use crate::wire::{OpenedClient, ServerVersion};
+use crate::wire::ServerVersion;
 use crate::{
     cleanup, compare, emptying, heartbeat, loader, precheck, publication, repair, schema, sequences, slot,
     snapshot, source, state, target_catalog,
 };
-
-/// How often a server that is not there yet is tried.
-const RETRY_EVERY: Duration = Duration::from_millis(250);
 
 /// What statements of ours on a source are set to.
 const SOURCE_SETTINGS: &[(&str, &str)] = &[("lock_timeout", LOCK_TIMEOUT)];
@@ -101,25 +97,6 @@ impl PgSite {
 
 /// The oldest major version that is supported.
 const OLDEST: u32 = 12;
-
-/// The first connection: what a server that is starting or out of reach answers is waited out.
-async fn first_client(config: &Config, timeout: Duration) -> Result<OpenedClient> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let limit = config.connect_timeout().map_or(left, |limit| limit.min(left));
-        let attempt = config.with_connect_timeout(limit.max(Duration::from_millis(100)));
-        let error: PgError = match attempt.open_client(&[]).await {
-            Ok(client) => return Ok(client),
-            Err(error) => error,
-        };
-        let may_pass = error.action == crate::error::Action::Reconnect;
-        if !may_pass || Instant::now() + RETRY_EVERY >= deadline {
-            return Err(Error::from(error));
-        }
-        tokio::time::sleep(RETRY_EVERY).await;
-    }
-}
 
 impl Site for PgSite {
     fn identity(&self) -> &SiteIdentity {

@@ -139,7 +139,7 @@ fn exit_codes_follow_severity() {
     assert_eq!(pair.on_blue(made).unwrap(), "0");
     assert_eq!(pair.on_green(made).unwrap(), "0");
     pair.green.stop(StopMode::Fast).unwrap();
-    let gone = pair.verb(&["check", "--connect-timeout", "1s"], 12).unwrap();
+    let gone = pair.verb(&["check", "--connect-timeout", "8s"], 12).unwrap();
     assert_eq!(gone["error"]["object"], "target", "{gone}");
 }
 

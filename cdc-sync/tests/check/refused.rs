@@ -11,7 +11,8 @@ use testbed::{PgCluster, Process, process};
 /// Runs `check` with this source and these variables; its report.
 fn check(source: &str, target: &str, variables: &[(&str, &str)], code: i32) -> Value {
     let mut command: Command = process::cdc_sync().unwrap();
-    command.args(["check", "--json", "--connect-timeout", "2s"]);
+    // Long enough for an answer on a slow machine: those that may change are waited for that long.
+    command.args(["check", "--json", "--connect-timeout", "8s"]);
     command.args(["--source", source, "--target", target]);
     command.envs(variables.iter().copied());
     let done = Process::run(command, LIMIT).unwrap();

@@ -221,7 +221,7 @@ fn source_is_down(pair: &Pair) {
         "report",
         "--json",
         "--connect-timeout",
-        "1s",
+        "8s",
         "--source",
         nobody,
         "--target",

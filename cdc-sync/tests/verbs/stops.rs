@@ -132,14 +132,14 @@ fn servers_that_are_away_or_refuse_the_login() {
     end(running);
     // At the start it is not waited for longer than asked.
     pair.green.stop(StopMode::Fast).unwrap();
-    let away = pair.verb(&["run", "--connect-timeout", "2s"], 12).unwrap();
+    let away = pair.verb(&["run", "--connect-timeout", "8s"], 12).unwrap();
     assert!(!text(&away, "remedy").is_empty(), "{away}");
     let [source, target] = pair.urls();
     let nobody = source.replace("postgres@", "nobody@");
     let arguments = [
         "check",
         "--connect-timeout",
-        "2s",
+        "8s",
         "--source",
         &nobody,
         "--target",
