@@ -89,6 +89,27 @@ pub trait Sink: Send {
         self.commit(checkpoint)
     }
 
+    /// Applies a plan as a target transaction of its own and commits it, all in one go: on a long line a group then takes one
+    /// round trip instead of two. Every change has to arrive, as in a plan that no policy decides about. `soon` makes it
+    /// a [`Sink::commit_soon`]. No transaction may be open.
+    ///
+    /// `None` says that it did not: nothing has happened, and `begin`, `apply` and `commit` will tell why not.
+    ///
+    /// A sink that wraps another one passes it on, or every group waits twice.
+    ///
+    /// # Errors
+    /// When the connection is lost and the transaction did not commit for certain; a doubtful end is
+    /// [`CommitOutcome::Unknown`].
+    fn apply_at_once<'a>(
+        &'a mut self,
+        plan: &'a ApplyPlan,
+        checkpoint: &'a Checkpoint,
+        soon: bool,
+    ) -> BoxFuture<'a, Option<CommitOutcome>> {
+        let _ = (plan, checkpoint, soon);
+        Box::pin(async { Ok(None) })
+    }
+
     /// Gives up the open transaction; without one it does nothing.
     ///
     /// # Errors

@@ -125,6 +125,9 @@ pub trait PositionTracker: Send {
     /// The position after everything folded so far.
     fn position(&self) -> Position;
 
+    /// Another one at the same place, which goes its own way.
+    fn fork(&self) -> Box<dyn PositionTracker>;
+
     /// Whether `txn` is *not* contained in a snapshot of the source taken at `snapshot`.
     ///
     /// # Errors

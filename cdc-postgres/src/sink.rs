@@ -4,7 +4,8 @@
 //! begin    nothing is sent yet
 //! apply    BEGIN · hold_fence · sets, COPY, statements    one flight
 //! apply    SAVEPOINT · …                                  one flight for each further part
-//! commit   store_checkpoint · COMMIT                      one flight, never the same that takes the fence
+//! commit   store_checkpoint · COMMIT                      one flight
+//! at once  all of it, for a few changes                   one flight, whose statements fail unless they hit one row
 //! ```
 //!
 //! A flight is a pipeline that ends in one Sync: nothing in it waits for an answer, however many statements it has.
@@ -28,7 +29,7 @@ use origin::Place;
 pub(crate) use session::{SessionRole, replica_role};
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdc_core::plan::{ApplyPlan, Step};
 use cdc_core::sink::Applied;
@@ -82,6 +83,9 @@ impl From<Error> for Flown {
     }
 }
 
+/// After a group that could not be committed at once how long none is tried: what is the matter is the same for the
+/// next, and each is sent twice.
+const AT_ONCE_AGAIN: Duration = Duration::from_secs(1);
 /// How long what was abandoned may take to end.
 const ABANDON: Duration = Duration::from_secs(1);
 /// Whether any session waits for a lock that this one holds.
@@ -104,6 +108,8 @@ pub(crate) struct PgSink {
     buffers: Buffers,
     progress: Progress,
     doubt: Doubt,
+    /// until when no group is committed at once
+    not_at_once: Option<Instant>,
 }
 
 impl PgSink {
@@ -120,6 +126,7 @@ impl PgSink {
             buffers: Buffers::default(),
             progress: Progress::None,
             doubt: Doubt::new(doubts, stream),
+            not_at_once: None,
         }
     }
 
@@ -138,6 +145,7 @@ impl PgSink {
         if self.connection.is_none() {
             let (connection, role) =
                 session::open(&self.config, &self.stream, &self.epoch, self.place).await?;
+            self.doubt.by(connection.backend().cloned());
             (self.connection, self.role) = (Some(connection), role);
             self.tables.forget();
         }
@@ -291,18 +299,104 @@ impl PgSink {
         }
     }
 
+    /// Sends a plan with its transaction around it, COMMIT included, in one flight. A statement that fails has the
+    /// server skip the others up to the end of the flight.
+    async fn apply_and_commit(
+        &mut self,
+        plan: &ApplyPlan,
+        checkpoint: &Checkpoint,
+        soon: bool,
+    ) -> Result<Option<CommitOutcome>> {
+        if self.progress != Progress::None {
+            return Err(Error::bug(
+                "a group is committed at once inside a target transaction",
+            ));
+        }
+        if self.not_at_once.is_some_and(|until| Instant::now() < until) {
+            return Ok(None);
+        }
+        self.begin_transaction().await?;
+        let ready = self.make_ready(plan).await;
+        if ready.is_err() || !self.end_can_be_awaited() {
+            self.rollback_transaction().await?;
+            return Ok(None);
+        }
+        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
+        let mut flight = Flight::to_commit(connection).await?;
+        self.doubt.begin();
+        let mut opening = Opening {
+            stream: &self.stream,
+            epoch: &self.epoch,
+            role: self.role,
+            progress: &mut self.progress,
+        };
+        let mut fed = opening.send(&mut flight).await;
+        if fed.is_ok() {
+            fed = feed(&mut flight, plan, &mut self.tables, &mut self.buffers, self.role).await;
+        }
+        failpoint!("sink.applied", error);
+        failpoint!("sink.before-commit", error);
+        if fed.is_ok() {
+            fed = feed_commit(&mut flight, checkpoint, soon);
+        }
+        let failure = match flight.finish(fed).await {
+            Ok(_) => {
+                failpoint!("sink.committed");
+                self.tables.settle(true);
+                self.progress = Progress::None;
+                self.doubt.committed(soon);
+                return Ok(Some(CommitOutcome::Done));
+            }
+            Err(failure) => failure,
+        };
+        self.tables.settle(false);
+        if lost_connection(&failure) {
+            return Ok(Some(self.lost_in_commit(&failure)));
+        }
+        self.doubt.end();
+        tracing::debug!(?failure, "not committed at once");
+        self.not_at_once = Some(Instant::now() + AT_ONCE_AGAIN);
+        self.rollback_transaction().await?;
+        Ok(None)
+    }
+
+    /// Everything went out at once, so the server may have come to the COMMIT; and a session that is ended while it
+    /// waits for a synchronous standby has committed already.
+    fn lost_in_commit(&mut self, failure: &Failure) -> CommitOutcome {
+        self.drop_connection();
+        self.doubt.remains();
+        tracing::warn!(?failure, "the answer to COMMIT is lost");
+        CommitOutcome::Unknown
+    }
+
+    /// Whether [`Doubts::settle`] can wait for the session's end, before which a flight may still arrive.
+    fn end_can_be_awaited(&self) -> bool {
+        self.connection
+            .as_ref()
+            .is_some_and(|connection| connection.backend().is_some())
+    }
+
     async fn commit_transaction(&mut self, checkpoint: &Checkpoint, soon: bool) -> Result<CommitOutcome> {
         if self.progress == Progress::None {
             return Err(Error::bug("a commit outside a target transaction"));
         }
-        if self.progress == Progress::Asked {
+        if self.progress == Progress::Asked && !self.end_can_be_awaited() {
             self.open_alone().await?;
         }
         failpoint!("sink.before-commit", error);
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
-        let mut flight = Flight::begin(connection).await?;
+        let mut flight = Flight::to_commit(connection).await?;
         self.doubt.begin();
-        let fed = feed_commit(&mut flight, checkpoint, soon);
+        let mut opening = Opening {
+            stream: &self.stream,
+            epoch: &self.epoch,
+            role: self.role,
+            progress: &mut self.progress,
+        };
+        let mut fed = opening.send_if_asked(&mut flight);
+        if fed.is_ok() {
+            fed = feed_commit(&mut flight, checkpoint, soon);
+        }
         let failure = match flight.finish(fed).await {
             Ok(_) => {
                 failpoint!("sink.committed");
@@ -313,12 +407,7 @@ impl PgSink {
             Err(failure) => failure,
         };
         if lost_connection(&failure) {
-            // Everything went out at once, so the server may have come to the COMMIT; and a session that is ended
-            // while it waits for a synchronous standby has committed already.
-            self.drop_connection();
-            self.doubt.remains();
-            tracing::warn!(?failure, "the answer to COMMIT is lost");
-            return Ok(CommitOutcome::Unknown);
+            return Ok(self.lost_in_commit(&failure));
         }
         self.doubt.end();
         let error = match failure {
@@ -334,7 +423,8 @@ impl PgSink {
 
     /// Opens a target transaction without data, and waits until it holds the fence. Sent in one flight with its
     /// COMMIT, it could still be on its way when the connection breaks: whoever waits for the doubtful COMMIT would
-    /// find the fence free, and the checkpoint would move under the session that has read it.
+    /// find the fence free, and the checkpoint would move under the session that has read it. Where the end of a session
+    /// can be awaited this does no harm.
     async fn open_alone(&mut self) -> Result<()> {
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::begin(connection).await?;
@@ -441,7 +531,7 @@ struct Opening<'s> {
 
 impl Opening<'_> {
     async fn send(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
-        self.send_if_asked(flight).await?;
+        self.send_if_asked(flight)?;
         if let Progress::Open { plans, savepoint } = self.progress
             && *plans > 0
         {
@@ -454,7 +544,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    async fn send_if_asked(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
+    fn send_if_asked(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
         if *self.progress != Progress::Asked {
             return Ok(());
         }
@@ -618,6 +708,15 @@ impl Sink for PgSink {
 
     fn commit_soon<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
         Box::pin(self.commit_transaction(checkpoint, true))
+    }
+
+    fn apply_at_once<'a>(
+        &'a mut self,
+        plan: &'a ApplyPlan,
+        checkpoint: &'a Checkpoint,
+        soon: bool,
+    ) -> BoxFuture<'a, Option<CommitOutcome>> {
+        Box::pin(self.apply_and_commit(plan, checkpoint, soon))
     }
 
     fn rollback(&mut self) -> BoxFuture<'_, ()> {

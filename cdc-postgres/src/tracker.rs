@@ -39,6 +39,10 @@ impl PositionTracker for PgTracker {
         Position::new(self.reached.to_string())
     }
 
+    fn fork(&self) -> Box<dyn PositionTracker> {
+        Box::new(self.clone())
+    }
+
     /// A snapshot at consistent point P holds exactly the transactions whose commit record lies below P.
     fn is_after(&self, txn: &TxnRecord, snapshot: &Position) -> Result<bool> {
         let (commit_lsn, _) = transaction_lsns(&txn.id)?;

@@ -35,7 +35,7 @@ pub use pipeline::{Completion, Format, Pipeline, PipelineError, Stage};
 pub use rows::{Column, QueryResult, Row};
 pub use session::{Purpose, ReplicationSettings};
 pub(crate) use session::{identifier, literal};
-pub(crate) use silence::Owed;
+pub(crate) use silence::{Backend, Owed};
 pub use stream::Stream;
 pub use version::{Feature, ServerVersion};
 

@@ -305,6 +305,9 @@ mod tests {
         fn position(&self) -> Position {
             Position::new(self.0.to_string())
         }
+        fn fork(&self) -> Box<dyn PositionTracker> {
+            Box::new(Self(self.0))
+        }
         fn is_after(&self, _: &TxnRecord, _: &Position) -> Result<bool> {
             Ok(true)
         }

@@ -34,6 +34,9 @@ const LANE_GIVES_UP: Duration = Duration::from_secs(5);
 /// How long what is committed may not be durable yet, or to the end of the target transaction that is open by then. Until
 /// it is, it is not confirmed to the source.
 const DURABLE_EVERY: Duration = Duration::from_millis(200);
+/// Groups of up to this many changes are applied and committed in one go. With more a round trip is a small part of the
+/// time, and what must be tried another way has cost more.
+const AT_ONCE: u64 = 32;
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -71,6 +74,44 @@ pub(super) struct OpenTxn {
     commit_times: Vec<i64>,
     rows: u64,
     internal: InternalRows,
+}
+
+impl OpenTxn {
+    /// One that follows `checkpoint` and holds nothing yet.
+    fn new(checkpoint: &Checkpoint) -> OpenTxn {
+        OpenTxn {
+            began: Instant::now(),
+            checkpoint: checkpoint.clone(),
+            commit_times: Vec::new(),
+            rows: 0,
+            internal: InternalRows::default(),
+        }
+    }
+
+    /// Adds what a plan did.
+    fn account(
+        &mut self,
+        plan: &ApplyPlan,
+        applied: Applied,
+        internal: &InternalRows,
+        tracker: &mut dyn PositionTracker,
+    ) -> Result<()> {
+        for piece in &plan.group.pieces {
+            for txn in piece.batch.txns().get(piece.txns.clone()).unwrap_or_default() {
+                if txn.last {
+                    tracker.fold(txn)?;
+                    self.checkpoint.transactions += 1;
+                    self.checkpoint.commit_time_micros = txn.commit_time_micros;
+                    self.commit_times.push(txn.commit_time_micros);
+                }
+            }
+        }
+        self.checkpoint.changes += counted(plan, applied)?;
+        self.rows += plan.applied;
+        self.internal.beats.extend(&internal.beats);
+        self.internal.markers.extend_from_slice(&internal.markers);
+        Ok(())
+    }
 }
 
 impl ApplyStage {
@@ -179,6 +220,10 @@ impl ApplyStage {
             return Ok(());
         }
         let fresh = self.open.is_none();
+        if fresh && at_boundary && self.apply_at_once(&plan, &internal)? {
+            self.recycle(plan);
+            return Ok(());
+        }
         if fresh {
             self.begin()?;
         }
@@ -197,12 +242,43 @@ impl ApplyStage {
             }
             Err(error) => return Err(error),
         };
-        self.account(&plan, applied, internal)?;
+        self.account(&plan, applied, &internal)?;
         if at_boundary {
             self.commit()?;
         }
         self.recycle(plan);
         Ok(())
+    }
+
+    /// Applies and commits a small group in one go, where the sink can; otherwise nothing has happened.
+    fn apply_at_once(&mut self, plan: &ApplyPlan, internal: &InternalRows) -> Result<bool> {
+        // What a policy decides has to be known before the checkpoint is written.
+        if plan.is_empty() || plan.applied > AT_ONCE || plan.decides() {
+            return Ok(false);
+        }
+        let mut tracker = self.tracker.fork();
+        let mut open = OpenTxn::new(&self.checkpoint);
+        open.account(plan, Applied::default(), internal, &mut *tracker)?;
+        open.checkpoint.position = tracker.position();
+        open.checkpoint.groups += 1;
+        let soon = self.may_commit_soon(&open);
+        let Self {
+            runtime,
+            sink,
+            control,
+            ..
+        } = self;
+        let outcome = run(runtime, control, sink.apply_at_once(plan, &open.checkpoint, soon))?;
+        let Some(outcome) = outcome else {
+            return Ok(false);
+        };
+        self.tracker = tracker;
+        self.undurable |= soon;
+        self.committed(outcome, open)?;
+        if !soon {
+            self.is_durable();
+        }
+        Ok(true)
     }
 
     fn recycle(&self, mut plan: Box<ApplyPlan>) {
@@ -276,50 +352,32 @@ impl ApplyStage {
             ..
         } = self;
         run(runtime, control, sink.begin())?;
-        self.open = Some(OpenTxn {
-            began: Instant::now(),
-            checkpoint: self.checkpoint.clone(),
-            commit_times: Vec::new(),
-            rows: 0,
-            internal: InternalRows::default(),
-        });
+        self.open = Some(OpenTxn::new(&self.checkpoint));
         Ok(())
     }
 
     /// Adds what a plan did to the checkpoint of the open transaction.
-    fn account(&mut self, plan: &ApplyPlan, applied: Applied, internal: InternalRows) -> Result<()> {
+    fn account(&mut self, plan: &ApplyPlan, applied: Applied, internal: &InternalRows) -> Result<()> {
         let Some(open) = &mut self.open else {
             return Err(Error::bug("accounting outside a target transaction"));
         };
-        for piece in &plan.group.pieces {
-            for txn in piece.batch.txns().get(piece.txns.clone()).unwrap_or_default() {
-                if txn.last {
-                    self.tracker.fold(txn)?;
-                    open.checkpoint.transactions += 1;
-                    open.checkpoint.commit_time_micros = txn.commit_time_micros;
-                    open.commit_times.push(txn.commit_time_micros);
-                }
-            }
-        }
-        open.checkpoint.changes += counted(plan, applied)?;
-        open.rows += plan.applied;
-        open.internal.beats.extend(internal.beats);
-        open.internal.markers.extend(internal.markers);
-        Ok(())
+        open.account(plan, applied, internal, &mut *self.tracker)
     }
 
     /// Commits, and waits until it is durable only now and then: a busy stream has many commits in the time of one wait.
     fn commit(&mut self) -> Result<()> {
-        let marks = self
-            .open
-            .as_ref()
-            .is_some_and(|open| !open.internal.markers.is_empty());
-        // Whoever waits for a marker acts on what is there.
-        if marks || self.control.stopping() || self.durable_since.elapsed() >= DURABLE_EVERY {
+        if !self.open.as_ref().is_some_and(|open| self.may_commit_soon(open)) {
             return self.commit_durably();
         }
         self.undurable = true;
         self.commit_as(|sink, checkpoint| sink.commit_soon(checkpoint))
+    }
+
+    /// Whether the commit need not wait until it is durable.
+    fn may_commit_soon(&self, open: &OpenTxn) -> bool {
+        // Whoever waits for a marker acts on what is there.
+        let marks = !open.internal.markers.is_empty();
+        !marks && !self.control.stopping() && self.durable_since.elapsed() < DURABLE_EVERY
     }
 
     /// Commits, and with it makes durable what was committed before.
@@ -510,7 +568,7 @@ impl ApplyStage {
         }
         let mut plan = self.planner.compile(group.clone(), PlanMode::Ordered)?;
         let applied = self.try_plan(&mut plan)?;
-        self.account(&plan, applied, internal_rows(group)?)?;
+        self.account(&plan, applied, &internal_rows(group)?)?;
         if last { self.commit() } else { Ok(()) }
     }
 
@@ -545,7 +603,7 @@ impl ApplyStage {
             // What objected has gone. Start again from the checkpoint.
             return Err(error.action(Action::Retry).at(&at));
         }
-        self.account(&plan, sum, internal_rows(group)?)?;
+        self.account(&plan, sum, &internal_rows(group)?)?;
         if last { self.commit() } else { Ok(()) }
     }
 

@@ -343,6 +343,24 @@ impl MemorySink {
         }
     }
 
+    async fn apply_at_once_now(
+        &mut self,
+        plan: &ApplyPlan,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<CommitOutcome>> {
+        // What is to go wrong is for the operations that tell what went wrong.
+        let apply_fails = |fault: &Fault| matches!(fault, Fault::Apply { .. });
+        if self.target.server().faults.iter().any(apply_fails) {
+            return Ok(None);
+        }
+        self.begin_now().await?;
+        if self.apply_now(plan).is_err() {
+            self.rollback_now();
+            return Ok(None);
+        }
+        self.commit_now(checkpoint).map(Some)
+    }
+
     fn rollback_now(&mut self) {
         let mut server = self.target.server();
         if server.open == Some(self.connection) {
@@ -362,6 +380,15 @@ impl Sink for MemorySink {
 
     fn commit<'a>(&'a mut self, checkpoint: &'a Checkpoint) -> BoxFuture<'a, CommitOutcome> {
         Box::pin(async { self.commit_now(checkpoint) })
+    }
+
+    fn apply_at_once<'a>(
+        &'a mut self,
+        plan: &'a ApplyPlan,
+        checkpoint: &'a Checkpoint,
+        _soon: bool,
+    ) -> BoxFuture<'a, Option<CommitOutcome>> {
+        Box::pin(self.apply_at_once_now(plan, checkpoint))
     }
 
     fn rollback(&mut self) -> BoxFuture<'_, ()> {

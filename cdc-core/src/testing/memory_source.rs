@@ -479,6 +479,10 @@ impl PositionTracker for MemoryTracker {
         position(self.0)
     }
 
+    fn fork(&self) -> Box<dyn PositionTracker> {
+        Box::new(Self(self.0))
+    }
+
     fn is_after(&self, txn: &TxnRecord, snapshot: &Position) -> Result<bool> {
         Ok(offset_of(txn)? > offset(snapshot)?)
     }

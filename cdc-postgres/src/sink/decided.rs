@@ -78,7 +78,9 @@ impl Decided<'_, '_> {
             })
             .collect();
         let verb = Verb::Decided(changes.effect, form);
-        let statement = self.tables.statement(place, verb, changes.columns, &locate)?;
+        let statement = self
+            .tables
+            .statement(place, verb, false, changes.columns, &locate)?;
         if let Some(text) = &statement.unprepared {
             flight.prepare(&statement.name, text).await?;
         }

@@ -110,6 +110,8 @@ struct Awaited {
 pub(super) struct Flight<'c> {
     pipeline: Pipeline<'c>,
     log: Log,
+    /// whether it goes through to the COMMIT, before anyone has looked at how many rows its statements hit
+    to_commit: bool,
 }
 
 /// What was sent and what came of it.
@@ -129,7 +131,28 @@ impl<'c> Flight<'c> {
         Ok(Flight {
             pipeline: connection.pipeline().await?,
             log: Log::default(),
+            to_commit: false,
         })
+    }
+
+    /// One that ends with the COMMIT: its statements must themselves fail when they hit another number of rows than they
+    /// have to.
+    pub(super) async fn to_commit(connection: &'c mut Connection) -> Result<Flight<'c>, PgError> {
+        let mut flight = Flight::begin(connection).await?;
+        flight.to_commit = true;
+        Ok(flight)
+    }
+
+    /// Whether it is [such a one](Flight::to_commit).
+    pub(super) fn goes_to_commit(&self) -> bool {
+        self.to_commit
+    }
+
+    fn must_count_itself(&self, expected: Option<u64>) -> Result<(), Halt> {
+        if self.to_commit && expected.is_some() {
+            return Err(Error::bug("rows are counted behind a COMMIT").into());
+        }
+        Ok(())
     }
 
     /// Adds a statement that is used once.
@@ -154,6 +177,7 @@ impl<'c> Flight<'c> {
         subject: Subject,
         expected: Option<u64>,
     ) -> Result<(), Halt> {
+        self.must_count_itself(expected)?;
         self.log.expect(subject, expected);
         self.pipeline.push_execute(name, &[format], values)?;
         if self.pipeline.len().is_multiple_of(LOOK_AFTER) {
@@ -186,6 +210,7 @@ impl<'c> Flight<'c> {
 
     /// Starts a COPY of `rows` rows.
     pub(super) async fn copy(&mut self, sql: &str, subject: Subject, rows: u64) -> Result<(), Halt> {
+        self.must_count_itself(Some(rows))?;
         self.log.expect(subject, Some(rows));
         self.pipeline.copy_in(sql).await?;
         Ok(())
@@ -218,6 +243,7 @@ impl<'c> Flight<'c> {
         let Flight {
             mut pipeline,
             mut log,
+            ..
         } = self;
         log.note(&pipeline.take_completions());
         match pipeline.finish().await {

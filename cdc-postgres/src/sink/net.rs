@@ -213,7 +213,8 @@ impl NetSets<'_, '_> {
 
     async fn send_set(&mut self, flight: &mut Flight<'_>, set: Set<'_>) -> Result<(), Halt> {
         let bound = self.bound()?;
-        if set.rows.len() >= SET_FROM && bound.can_be_set(set.verbs.0, set.columns)? {
+        let one_by_one = set.rows.len() < SET_FROM || flight.goes_to_commit();
+        if !one_by_one && bound.can_be_set(set.verbs.0, set.columns)? {
             return self.send_arrays(flight, set).await;
         }
         let mut rows = Rows::new(self.plan);
@@ -246,7 +247,9 @@ impl NetSets<'_, '_> {
                 null: false,
             })
             .collect();
-        let statement = self.tables.statement(place, set.verbs.0, set.columns, &locate)?;
+        let statement = self
+            .tables
+            .statement(place, set.verbs.0, false, set.columns, &locate)?;
         if let Some(text) = &statement.unprepared {
             flight.prepare(&statement.name, text).await?;
         }
@@ -275,6 +278,7 @@ impl NetSets<'_, '_> {
         let net = self.net;
         let planned = Arc::clone(&self.bound()?.planned);
         if net.inserts.len() < COPY_FROM
+            || flight.goes_to_commit()
             || planned.written.is_empty()
             || self.buffers.are_large(self.plan, &planned, &net.inserts)?
         {

@@ -57,7 +57,8 @@ impl<'p> Rows<'p> {
     ) -> Result<(), Halt> {
         let place = tables.place(self.plan, change.table)?;
         self.gather(tables.at(place)?, &change)?;
-        let statement = tables.statement(place, change.verb, change.columns, &self.locate)?;
+        let one = change.expected == Some(1) && flight.goes_to_commit();
+        let statement = tables.statement(place, change.verb, one, change.columns, &self.locate)?;
         if let Some(text) = &statement.unprepared {
             flight.prepare(&statement.name, text).await?;
         }
@@ -76,7 +77,8 @@ impl<'p> Rows<'p> {
         });
         let scratch = &self.scratch;
         let values = self.values.iter().map(|value| value.bytes(scratch));
-        flight.run(&statement.name, Format::Text, values, subject, change.expected)?;
+        let expected = change.expected.filter(|_| !one);
+        flight.run(&statement.name, Format::Text, values, subject, expected)?;
         flight.flow().await
     }
 

@@ -69,7 +69,10 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
             format!("UPDATE {name} SET {set} WHERE {condition}")
         }
         Verb::Delete => format!("DELETE FROM {name} WHERE {}", row_condition(table, locate, 0)?),
-        Verb::Replace => replace(table, columns, locate)?,
+        Verb::Replace => {
+            let (old, insert) = replace(table, columns, locate)?;
+            format!("WITH {old} {insert}")
+        }
         Verb::UpdateSet => {
             let (identities, set): (Vec<_>, Vec<_>) = columns
                 .iter()
@@ -112,6 +115,24 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
         }
         Verb::Decided(effect, form) => policy::statement(table, effect, form, columns, locate)?,
     })
+}
+
+/// The same for one row, failing unless it hits exactly one: nobody looks at its answer before the COMMIT.
+pub(super) fn statement_of_one(
+    table: &Bound,
+    verb: Verb,
+    columns: &[usize],
+    locate: &[Locating],
+) -> Result<String> {
+    let (before, writes) = match verb {
+        Verb::Replace => replace(table, columns, locate)?,
+        _ => (String::new(), statement(table, verb, columns, locate)?),
+    };
+    let with = if before.is_empty() { before } else { before + ", " };
+    // Divides by zero otherwise.
+    Ok(format!(
+        "WITH {with}hit AS ({writes} RETURNING 1) SELECT 1 / (count(*) = 1)::int FROM hit"
+    ))
 }
 
 /// `COPY` of whole rows. It takes values of identity columns as they are.
@@ -168,8 +189,9 @@ fn on_conflict(table: &Bound, columns: &[usize]) -> Result<String> {
     })
 }
 
-/// Both in one statement: what the change does not say (an unchanged TOAST value) comes from the row removed.
-fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<String> {
+/// Both in one statement: what the change does not say (an unchanged TOAST value) comes from the row removed. The removal
+/// for the statement's WITH, and the insert behind it.
+fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<(String, String)> {
     let (rows, name) = (table.rows(), qualified(&table.planned.target.name));
     let (mut targets, mut sources) = (Vec::new(), Vec::new());
     for (number, facts) in table
@@ -187,12 +209,14 @@ fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<Stri
             None => format!("old.{}", facts.quoted),
         });
     }
-    Ok(format!(
-        "WITH old AS (DELETE FROM {rows} WHERE {} RETURNING *) \
-         INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM old",
-        row_condition(table, locate, columns.len())?,
-        targets.join(", "),
-        sources.join(", ")
+    let condition = row_condition(table, locate, columns.len())?;
+    Ok((
+        format!("old AS (DELETE FROM {rows} WHERE {condition} RETURNING *)"),
+        format!(
+            "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM old",
+            targets.join(", "),
+            sources.join(", ")
+        ),
     ))
 }
 

@@ -192,6 +192,12 @@ impl Connection {
         self.session.backend_pid
     }
 
+    /// What the server knows the session as; `None` behind a pooler, which may hand it on to others.
+    pub(crate) fn backend(&self) -> Option<&Backend> {
+        let announced = self.session.backend_pid;
+        self.backend.as_ref().filter(|ours| ours.pid == announced)
+    }
+
     /// How the server checked our identity.
     pub fn auth_method(&self) -> AuthMethod {
         self.session.auth

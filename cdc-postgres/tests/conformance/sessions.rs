@@ -64,6 +64,21 @@ impl Sink for StopsAtEnd {
         })
     }
 
+    fn apply_at_once<'a>(
+        &'a mut self,
+        plan: &'a ApplyPlan,
+        checkpoint: &'a Checkpoint,
+        soon: bool,
+    ) -> BoxFuture<'a, Option<CommitOutcome>> {
+        Box::pin(async move {
+            let outcome = self.sink.apply_at_once(plan, checkpoint, soon).await?;
+            if outcome.is_some() {
+                self.stop_at_end(checkpoint);
+            }
+            Ok(outcome)
+        })
+    }
+
     fn rollback(&mut self) -> BoxFuture<'_, ()> {
         self.sink.rollback()
     }

@@ -1,5 +1,6 @@
 //! The sink and its state on real servers, the oldest and the newest supported.
 
+mod at_once;
 mod atomic;
 mod changes;
 mod conflicts;

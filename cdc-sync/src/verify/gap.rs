@@ -140,6 +140,10 @@ mod tests {
             Position::new(self.0.to_string())
         }
 
+        fn fork(&self) -> Box<dyn PositionTracker> {
+            Box::new(Self(self.0))
+        }
+
         fn is_after(&self, txn: &TxnRecord, snapshot: &Position) -> Result<bool> {
             Ok(txn.id.as_bytes()[0] > number(snapshot))
         }

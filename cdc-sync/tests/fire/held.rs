@@ -9,9 +9,8 @@ use testbed::{Process, Proxy, process};
 use super::lane::{Lane, quiet};
 use super::{finish, report, servers};
 
-/// A position without changes is stored when nothing is open that would hold the fence. Would it take the fence in the
-/// same flight as its COMMIT, this one could still be under way when its connection breaks, and would move the
-/// checkpoint after the next session has read it.
+/// A position without changes goes in one flight: it may still be under way when its connection breaks, and would move the
+/// checkpoint after the next session has read it, were the end of the former one not waited for.
 #[test]
 fn a_position_that_arrives_late_does_not_take_the_checkpoint_from_its_successor() {
     let lane = Lane::new("held");

@@ -1,0 +1,198 @@
+//! Groups that go to the target together with their COMMIT.
+
+use std::time::Duration;
+
+use cdc_core::model::Identity;
+use cdc_core::plan::{PlanMode, TxnGroup};
+use cdc_core::{CommitOutcome, Engine, Kind};
+use cdc_postgres::PgEngine;
+use testbed::Proxy;
+use testbed::proxy::{Act, Aim, Direction, Place};
+
+use crate::changes::{Changes, Of, table};
+use crate::durable::until;
+use crate::on_each;
+use crate::target::{STREAM, Target, checkpoint};
+
+const SCHEMA: &str = "CREATE TABLE t (id int8 PRIMARY KEY, v text, u int4 UNIQUE)";
+
+/// What became of a group, and the groups of the checkpoint that is stored then.
+async fn at_once(
+    target: &mut Target,
+    group: TxnGroup,
+    mode: PlanMode,
+    groups: u64,
+) -> (Option<CommitOutcome>, u64) {
+    let plan = target.plan(group, mode);
+    let outcome = target.sink.apply_at_once(&plan, &checkpoint(groups), true).await;
+    let state = target.site.stream_state(STREAM).await.unwrap();
+    (outcome.unwrap(), state.checkpoint.unwrap().groups)
+}
+
+#[test]
+fn every_operation_arrives() {
+    for (name, mode) in [
+        ("at_once_net", PlanMode::Net),
+        ("at_once_ordered", PlanMode::Ordered),
+    ] {
+        let schema = "CREATE TABLE t (id int8 PRIMARY KEY, v text, u int4 UNIQUE); \
+            CREATE TABLE numbered (id int8 PRIMARY KEY, n int8 GENERATED ALWAYS AS IDENTITY, big text); \
+            CREATE TABLE bare (a int4, b text)";
+        on_each(name, schema, async |mut target| {
+            let t = table("t", &["*id", "v", "u"], Identity::Key);
+            let numbered = table("numbered", &["*id", "n", "big"], Identity::Key);
+            let bare = table("bare", &["a", "b"], Identity::Full);
+            let mut first = Changes::new();
+            // More than sets and COPY begin with elsewhere.
+            for n in 1..=8 {
+                let id = n.to_string();
+                first = first.insert(&t, &[(&id).into(), "old".into(), Of::Null]);
+                first = first.insert(&numbered, &[(&id).into(), (&id).into(), "kept".into()]);
+                first = first.insert(&bare, &["1".into(), Of::Null]);
+            }
+            let done = (Some(CommitOutcome::Done), 1);
+            assert_eq!(at_once(&mut target, first.group(), mode, 1).await, done);
+            let mut second = Changes::new();
+            for n in 1..=6 {
+                let id = n.to_string();
+                second = second.update(&t, &[(&id).into(), "new".into(), (&id).into()]);
+                // A row that no UPDATE may change is written anew, with what the change does not say.
+                second = second.update(
+                    &numbered,
+                    &[(&id).into(), (&format!("1{id}")).into(), Of::Unchanged],
+                );
+            }
+            second = second.update_from(&t, &["7".into()], &["70".into(), "moved".into(), Of::Null]);
+            second = second.delete(&t, &["8".into()]);
+            second = second.delete(&bare, &["1".into(), Of::Null]);
+            let done = (Some(CommitOutcome::Done), 2);
+            assert_eq!(at_once(&mut target, second.group(), mode, 2).await, done);
+            assert_eq!(
+                target.sql("SELECT string_agg(concat_ws(':', id, v, u), ' ' ORDER BY id) FROM t"),
+                "1:new:1 2:new:2 3:new:3 4:new:4 5:new:5 6:new:6 70:moved"
+            );
+            assert_eq!(
+                target.sql("SELECT string_agg(concat_ws(':', id, n, big), ' ' ORDER BY id) FROM numbered"),
+                "1:11:kept 2:12:kept 3:13:kept 4:14:kept 5:15:kept 6:16:kept 7:7:kept 8:8:kept"
+            );
+            assert_eq!(target.sql("SELECT count(*) FROM bare"), "7");
+        });
+    }
+}
+
+#[test]
+fn what_does_not_hit_its_row_is_not_committed() {
+    let schema = format!(
+        "{SCHEMA}; CREATE TABLE deaf (id int8 PRIMARY KEY); \
+         CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER swallow BEFORE INSERT ON deaf FOR EACH ROW EXECUTE FUNCTION swallow(); \
+         ALTER TABLE deaf ENABLE ALWAYS TRIGGER swallow"
+    );
+    on_each("at_once_missed", &schema, async |mut target| {
+        target.sql("INSERT INTO t VALUES (1, 'old', 1)");
+        let t = table("t", &["*id", "v", "u"], Identity::Key);
+        let deaf = table("deaf", &["*id"], Identity::Key);
+        let with = |changes: Changes| changes.insert(&t, &["5".into(), Of::Null, Of::Null]).group();
+        let new = Changes::new;
+        let groups = [
+            with(new().update(&t, &["2".into(), "new".into(), Of::Null])),
+            with(new().delete(&t, &["2".into()])),
+            with(new().insert(&t, &["1".into(), "again".into(), Of::Null])),
+            with(new().insert(&deaf, &["1".into()])),
+            with(new().insert(&t, &["6".into(), Of::Null, "no number".into()])),
+        ];
+        for group in groups {
+            // For a second after one that failed none is tried.
+            target.sink = target.site.sink(STREAM, target.fence.epoch()).await.unwrap();
+            assert_eq!(
+                at_once(&mut target, group.clone(), PlanMode::Net, 1).await,
+                (None, 0)
+            );
+            assert_eq!(target.sql("SELECT id, v, u FROM t"), "1|old|1");
+            // The same session tells why.
+            let error = target.apply(group, PlanMode::Ordered).await.unwrap_err();
+            assert!(matches!(error.kind(), Kind::Conflict | Kind::Data), "{error:?}");
+        }
+        target.sql("UPDATE cdc_sync.fence SET epoch = epoch + 1");
+        target.sink = target.site.sink(STREAM, target.fence.epoch()).await.unwrap();
+        assert_eq!(
+            at_once(&mut target, with(new()), PlanMode::Net, 1).await,
+            (None, 0)
+        );
+        let error = target.apply(with(new()), PlanMode::Net).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Fenced, "{error:?}");
+    });
+}
+
+/// The connection breaks when the first byte of a group has passed; the rest of it arrives later.
+async fn breaks_before_the_second_group(target: &mut Target, proxy: &Proxy) -> Box<dyn cdc_core::Site> {
+    let t = table("t", &["*id", "v", "u"], Identity::Key);
+    let mut plan = |id: &str| {
+        let group = Changes::new().insert(&t, &[id.into(), Of::Null, Of::Null]);
+        target.plan(group.group(), PlanMode::Net)
+    };
+    let (first, second) = (plan("1"), plan("2"));
+    // Bind and Execute of the insert, the checkpoint and the COMMIT, and the Sync.
+    proxy.aim(Aim {
+        text: "INSERT INTO \"public\".\"t\"",
+        skip: 0,
+        direction: Direction::ToServer,
+        place: Place::Message { number: 7, off: 1 },
+        act: Act::Hold,
+    });
+    let url = target.cluster.url_at(proxy.port(), &target.database);
+    let applying = PgEngine.connect(&url, Duration::from_secs(60)).await.unwrap();
+    let mut sink = applying.sink(STREAM, target.fence.epoch()).await.unwrap();
+    let done = sink.apply_at_once(&first, &checkpoint(1), false).await.unwrap();
+    assert_eq!(done, Some(CommitOutcome::Done));
+    let lost = sink.apply_at_once(&second, &checkpoint(2), false).await.unwrap();
+    assert_eq!(lost, Some(CommitOutcome::Unknown));
+    assert!(proxy.has_hit());
+    applying
+}
+
+/// The session that applied, which waits for the rest of a message.
+const FORMER: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'COMMIT' \
+    AND state = 'idle' AND backend_type = 'client backend'";
+
+#[test]
+fn a_group_that_arrives_late_is_not_committed_behind_its_successors_back() {
+    on_each("at_once_late", SCHEMA, async |mut target| {
+        let (cluster, database) = (target.cluster, target.database.clone());
+        let proxy = Proxy::start(cluster.port()).unwrap();
+        let applying = breaks_before_the_second_group(&mut target, &proxy).await;
+        assert_eq!(target.sql(FORMER), "1");
+        // The successor goes on from what it reads, so that must stay as it is.
+        let state = applying.stream_state(STREAM).await.unwrap();
+        assert_eq!(state.checkpoint, Some(checkpoint(1)));
+        proxy.release();
+        until("end of the former session", || {
+            cluster.sql(&database, FORMER).unwrap() == "0"
+        })
+        .await;
+        assert_eq!(target.sql("SELECT id FROM t"), "1");
+        let state = applying.stream_state(STREAM).await.unwrap();
+        assert_eq!(state.checkpoint, Some(checkpoint(1)));
+    });
+}
+
+#[test]
+fn a_group_that_arrives_while_its_successor_waits_counts() {
+    on_each("at_once_meanwhile", SCHEMA, async |mut target| {
+        let (cluster, database) = (target.cluster, target.database.clone());
+        let proxy = Proxy::start(cluster.port()).unwrap();
+        let applying = breaks_before_the_second_group(&mut target, &proxy).await;
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+            AND query LIKE '%backend_start::text = $2' AND pid <> pg_backend_pid()";
+        let (state, ()) = tokio::join!(applying.stream_state(STREAM), async {
+            until("wait for the former session", || {
+                cluster.sql(&database, waits).unwrap() != "0"
+            })
+            .await;
+            proxy.release();
+        });
+        // A slow machine may have ended the session before.
+        let stored = state.unwrap().checkpoint.unwrap().groups;
+        assert_eq!(target.sql("SELECT count(*) FROM t"), stored.to_string());
+    });
+}
