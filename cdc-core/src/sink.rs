@@ -98,8 +98,8 @@ pub trait Sink: Send {
     /// A sink that wraps another one passes it on, or every group waits twice.
     ///
     /// # Errors
-    /// When the connection is lost and the transaction did not commit for certain; a doubtful end is
-    /// [`CommitOutcome::Unknown`].
+    /// As [`Sink::begin`], and when the connection is lost and the transaction did not commit for certain; a doubtful end
+    /// is [`CommitOutcome::Unknown`].
     fn apply_at_once<'a>(
         &'a mut self,
         plan: &'a ApplyPlan,

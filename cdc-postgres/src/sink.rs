@@ -4,7 +4,7 @@
 //! begin    nothing is sent yet
 //! apply    BEGIN · hold_fence · sets, COPY, statements    one flight
 //! apply    SAVEPOINT · …                                  one flight for each further part
-//! commit   store_checkpoint · COMMIT                      one flight
+//! commit   store_checkpoint · COMMIT                      one flight, with BEGIN and fence where nothing was applied
 //! at once  all of it, for a few changes                   one flight, whose statements fail unless they hit one row
 //! ```
 //!
@@ -39,6 +39,7 @@ use tokio::time::timeout;
 
 use crate::catalog::qualified;
 use crate::config::Config;
+use crate::error::Kind as PgKind;
 use crate::state::doubt::{Doubt, Doubts};
 use crate::state::explained;
 use crate::wire::{Connection, Format, Stage, TransactionStatus};
@@ -83,9 +84,9 @@ impl From<Error> for Flown {
     }
 }
 
-/// After a group that could not be committed at once how long none is tried: what is the matter is the same for the
-/// next, and each is sent twice.
-const AT_ONCE_AGAIN: Duration = Duration::from_secs(1);
+/// After a group that could not be committed at once how long none is tried, at first and at most: what is the matter may
+/// be the same for the next, and each is sent twice.
+const AT_ONCE_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 /// How long what was abandoned may take to end.
 const ABANDON: Duration = Duration::from_secs(1);
 /// Whether any session waits for a lock that this one holds.
@@ -108,8 +109,8 @@ pub(crate) struct PgSink {
     buffers: Buffers,
     progress: Progress,
     doubt: Doubt,
-    /// until when no group is committed at once
-    not_at_once: Option<Instant>,
+    /// until when no group is committed at once, and how long that is
+    not_at_once: Option<(Instant, Duration)>,
 }
 
 impl PgSink {
@@ -312,14 +313,18 @@ impl PgSink {
                 "a group is committed at once inside a target transaction",
             ));
         }
-        if self.not_at_once.is_some_and(|until| Instant::now() < until) {
+        if self.not_at_once.is_some_and(|(until, _)| Instant::now() < until) {
             return Ok(None);
         }
         self.begin_transaction().await?;
         let ready = self.make_ready(plan).await;
         if ready.is_err() || !self.end_can_be_awaited() {
             self.rollback_transaction().await?;
-            return Ok(None);
+            // A session that is lost is made anew from the checkpoint.
+            return match ready {
+                Err(error) if error.what_to_do() == Action::Reconnect => Err(self.not_ready(error).await),
+                _ => Ok(None),
+            };
         }
         let connection = self.connection.as_mut().ok_or_else(not_connected)?;
         let mut flight = Flight::to_commit(connection).await?;
@@ -334,39 +339,55 @@ impl PgSink {
         if fed.is_ok() {
             fed = feed(&mut flight, plan, &mut self.tables, &mut self.buffers, self.role).await;
         }
+        #[cfg(feature = "failpoints")]
+        flight.flush().await;
         failpoint!("sink.applied", error);
         failpoint!("sink.before-commit", error);
         if fed.is_ok() {
             fed = feed_commit(&mut flight, checkpoint, soon);
         }
+        #[cfg(feature = "failpoints")]
+        flight.flush().await;
+        failpoint!("sink.sent");
         let failure = match flight.finish(fed).await {
             Ok(_) => {
                 failpoint!("sink.committed");
                 self.tables.settle(true);
                 self.progress = Progress::None;
                 self.doubt.committed(soon);
+                self.not_at_once = None;
                 return Ok(Some(CommitOutcome::Done));
             }
             Err(failure) => failure,
         };
         self.tables.settle(false);
         if lost_connection(&failure) {
-            return Ok(Some(self.lost_in_commit(&failure)));
+            return self.lost_in_commit(failure).map(Some);
         }
         self.doubt.end();
         tracing::debug!(?failure, "not committed at once");
-        self.not_at_once = Some(Instant::now() + AT_ONCE_AGAIN);
+        let [first, most] = AT_ONCE_AGAIN;
+        let pause = self.not_at_once.map_or(first, |(_, last)| most.min(last * 2));
+        self.not_at_once = Some((Instant::now() + pause, pause));
         self.rollback_transaction().await?;
         Ok(None)
     }
 
     /// Everything went out at once, so the server may have come to the COMMIT; and a session that is ended while it
     /// waits for a synchronous standby has committed already.
-    fn lost_in_commit(&mut self, failure: &Failure) -> CommitOutcome {
+    fn lost_in_commit(&mut self, failure: Failure) -> Result<CommitOutcome> {
         self.drop_connection();
         self.doubt.remains();
-        tracing::warn!(?failure, "the answer to COMMIT is lost");
-        CommitOutcome::Unknown
+        match failure {
+            // It would be answered in the same way again.
+            Failure::Server { error, .. } if matches!(error.kind, PgKind::Protocol | PgKind::Limit) => {
+                Err(Error::from(error).context("committing"))
+            }
+            failure => {
+                tracing::warn!(?failure, "the answer to COMMIT is lost");
+                Ok(CommitOutcome::Unknown)
+            }
+        }
     }
 
     /// Whether [`Doubts::settle`] can wait for the session's end, before which a flight may still arrive.
@@ -397,6 +418,9 @@ impl PgSink {
         if fed.is_ok() {
             fed = feed_commit(&mut flight, checkpoint, soon);
         }
+        #[cfg(feature = "failpoints")]
+        flight.flush().await;
+        failpoint!("sink.sent");
         let failure = match flight.finish(fed).await {
             Ok(_) => {
                 failpoint!("sink.committed");
@@ -407,7 +431,7 @@ impl PgSink {
             Err(failure) => failure,
         };
         if lost_connection(&failure) {
-            return Ok(self.lost_in_commit(&failure));
+            return self.lost_in_commit(failure);
         }
         self.doubt.end();
         let error = match failure {

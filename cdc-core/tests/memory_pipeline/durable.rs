@@ -122,6 +122,26 @@ impl Sink for DiskSink {
         })
     }
 
+    fn apply_at_once<'a>(
+        &'a mut self,
+        plan: &'a ApplyPlan,
+        checkpoint: &'a Checkpoint,
+        soon: bool,
+    ) -> BoxFuture<'a, Option<CommitOutcome>> {
+        Box::pin(async move {
+            self.sink.begin().await?;
+            if self.sink.apply(plan).await.is_err() {
+                self.sink.rollback().await?;
+                return Ok(None);
+            }
+            let outcome = match soon {
+                true => self.commit_soon(checkpoint).await,
+                false => self.commit_durably(checkpoint).await,
+            };
+            outcome.map(Some)
+        })
+    }
+
     fn rollback(&mut self) -> BoxFuture<'_, ()> {
         self.sink.rollback()
     }

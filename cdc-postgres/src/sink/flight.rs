@@ -148,6 +148,13 @@ impl<'c> Flight<'c> {
         self.to_commit
     }
 
+    /// Sends what has been added, for a failpoint that says so.
+    #[cfg(feature = "failpoints")]
+    pub(super) async fn flush(&mut self) {
+        // Why it failed is told in the end.
+        let _ = self.pipeline.flush().await;
+    }
+
     fn must_count_itself(&self, expected: Option<u64>) -> Result<(), Halt> {
         if self.to_commit && expected.is_some() {
             return Err(Error::bug("rows are counted behind a COMMIT").into());

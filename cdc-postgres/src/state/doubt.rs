@@ -16,10 +16,10 @@ use crate::config::Config;
 use crate::session::{connect, during};
 use crate::wire::Backend;
 
-/// How long one attempt waits: the caller tries again, and looks in between whether it is to stop.
+/// How long one wait of an attempt may take: the caller tries again, and looks in between whether it is to stop.
 const PATIENCE: &[(&str, &str)] = &[("lock_timeout", "5s")];
 /// The same for the wait's own commit, which a synchronous standby that is away may keep from being durable: no setting
-/// bounds that, and one that is cancelled there says that all is well.
+/// bounds that, and one that is cancelled there says that all is well. And for the ends of all sessions together.
 const TURN: Duration = Duration::from_secs(8);
 /// Waits for every transaction that holds its share, and makes durable what they have committed: locking the row is a
 /// change, whose own commit is. Nothing is read from it: the statement that reads the checkpoint
@@ -30,42 +30,59 @@ const LIVES: &str = "SELECT FROM pg_stat_activity WHERE pid = $1 AND backend_sta
 /// Ends it.
 const END: &str =
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2";
+/// Ends it if it waits for the rest of what was sent, which may have got lost: not one that is at work on a COMMIT.
+const END_IF_IT_WAITS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+     WHERE pid = $1 AND backend_start::text = $2 AND wait_event_type = 'Client'";
+const WAITING: &str = "waiting for a commit whose answer was lost";
 /// A session whose connection is closed ends by itself. How long it may take before it is ended: a connection that was
 /// lost without a word is closed by nobody.
 const LINGER: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
 
-/// The streams of a site of which a commit of this process is in doubt, with the sessions that it may still arrive at.
+/// The streams of a site of which a commit of this process is in doubt.
 #[derive(Debug, Default)]
-pub(crate) struct Doubts(Mutex<HashMap<String, Vec<Backend>>>);
+pub(crate) struct Doubts(Mutex<HashMap<String, Doubtful>>);
+
+/// What is in doubt of a stream.
+#[derive(Clone, Debug, Default)]
+struct Doubtful {
+    /// counts what came into doubt
+    times: u64,
+    /// the sessions at which it may still arrive
+    sessions: Vec<Backend>,
+}
 
 impl Doubts {
-    fn streams(&self) -> MutexGuard<'_, HashMap<String, Vec<Backend>>> {
+    fn streams(&self) -> MutexGuard<'_, HashMap<String, Doubtful>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until no transaction of the stream is in doubt any more. Other processes do not wait: only who goes on
     /// applying has to know.
     pub(crate) async fn settle(&self, config: &Config, stream: &str) -> Result<()> {
-        let Some(sessions) = self.streams().get(stream).cloned() else {
+        let Some(Doubtful { times, sessions }) = self.streams().get(stream).cloned() else {
             return Ok(());
         };
         let client = connect(config, PATIENCE).await?;
-        wait(&client, stream).await?;
-        let mut lived = false;
-        for session in &sessions {
-            lived |= outlive(&client, stream, session).await?;
+        wait(&client, stream, &sessions).await?;
+        if !sessions.is_empty() {
+            outlive(&client, stream, &sessions).await?;
+            // What arrived meanwhile need not be durable.
+            wait(&client, stream, &[]).await?;
         }
-        if lived {
-            // It may have come to its COMMIT meanwhile, which need not be durable.
-            wait(&client, stream).await?;
+        let mut streams = self.streams();
+        if streams
+            .get(stream)
+            .is_some_and(|doubtful| doubtful.times == times)
+        {
+            streams.remove(stream);
         }
-        self.streams().remove(stream);
         Ok(())
     }
 }
 
-async fn wait(client: &Client, stream: &str) -> Result<()> {
+/// Waits for the transactions that hold the fence, some perhaps of `sessions` whose connections were given up.
+async fn wait(client: &Client, stream: &str, sessions: &[Backend]) -> Result<()> {
     let Ok(waited) = tokio::time::timeout(TURN, client.execute(WAIT, &[&stream])).await else {
         return Err(pending(
             stream,
@@ -74,37 +91,43 @@ async fn wait(client: &Client, stream: &str) -> Result<()> {
     };
     match waited {
         Ok(_) => Ok(()),
-        Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => Err(pending(
-            stream,
-            "the target still runs a COMMIT of this job whose answer was lost",
-        )),
-        Err(error) => Err(during("waiting for a commit whose answer was lost")(error)),
+        Err(error) if error.code().is_some_and(|code| code.code() == "55P03") => {
+            for Backend { pid, started } in sessions {
+                let ended = client.query_opt(END_IF_IT_WAITS, &[pid, started]).await;
+                ended.map_err(during(WAITING))?;
+            }
+            Err(pending(
+                stream,
+                "the target still runs a COMMIT of this job whose answer was lost",
+            ))
+        }
+        Err(error) => Err(during(WAITING)(error)),
     }
 }
 
-/// Waits until a session whose connection is given up has ended, and ends it when it does not by itself. Says whether it
-/// was there at all.
-async fn outlive(client: &Client, stream: &str, session: &Backend) -> Result<bool> {
-    const WAITING: &str = "waiting for the end of a session that was given up";
+/// Waits until the sessions whose connections were given up have ended, and ends those that do not by themselves.
+async fn outlive(client: &Client, stream: &str, sessions: &[Backend]) -> Result<()> {
     let begun = Instant::now();
-    let (mut lived, mut told) = (false, false);
-    loop {
-        let lives = client.query_opt(LIVES, &[&session.pid, &session.started]).await;
-        if lives.map_err(during(WAITING))?.is_none() {
-            return Ok(lived);
+    for Backend { pid, started } in sessions {
+        let mut told = false;
+        loop {
+            let lives = client.query_opt(LIVES, &[pid, started]).await;
+            if lives.map_err(during(WAITING))?.is_none() {
+                break;
+            }
+            if begun.elapsed() >= TURN {
+                let what = "the target keeps a session of this job whose connection was given up";
+                return Err(pending(stream, what));
+            }
+            if !told && begun.elapsed() >= LINGER {
+                told = true;
+                let ended = client.query_opt(END, &[pid, started]).await;
+                ended.map_err(during(WAITING))?;
+            }
+            tokio::time::sleep(POLL).await;
         }
-        lived = true;
-        if begun.elapsed() >= TURN {
-            let what = "the target keeps a session of this job whose connection was given up";
-            return Err(pending(stream, what));
-        }
-        if !told && begun.elapsed() >= LINGER {
-            told = true;
-            let ended = client.query_opt(END, &[&session.pid, &session.started]).await;
-            ended.map_err(during(WAITING))?;
-        }
-        tokio::time::sleep(POLL).await;
     }
+    Ok(())
 }
 
 fn pending(stream: &str, what: &str) -> Error {
@@ -140,6 +163,9 @@ impl Doubt {
 
     /// The sink commits by another session from now on.
     pub(crate) fn by(&mut self, session: Option<Backend>) {
+        if self.committing {
+            self.remains();
+        }
         self.session = session;
     }
 
@@ -163,8 +189,9 @@ impl Doubt {
     pub(crate) fn remains(&mut self) {
         self.committing = false;
         let mut streams = self.of.streams();
-        let sessions = streams.entry(self.stream.clone()).or_default();
-        sessions.extend(self.session.take());
+        let doubtful = streams.entry(self.stream.clone()).or_default();
+        doubtful.times += 1;
+        doubtful.sessions.extend(self.session.take());
     }
 }
 

@@ -1,10 +1,10 @@
 //! Groups that go to the target together with their COMMIT.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdc_core::model::Identity;
 use cdc_core::plan::{PlanMode, TxnGroup};
-use cdc_core::{CommitOutcome, Engine, Kind};
+use cdc_core::{Action, CommitOutcome, Engine, Kind};
 use cdc_postgres::PgEngine;
 use testbed::Proxy;
 use testbed::proxy::{Act, Aim, Direction, Place};
@@ -124,8 +124,38 @@ fn what_does_not_hit_its_row_is_not_committed() {
     });
 }
 
-/// The connection breaks when the first byte of a group has passed; the rest of it arrives later.
-async fn breaks_before_the_second_group(target: &mut Target, proxy: &Proxy) -> Box<dyn cdc_core::Site> {
+#[test]
+fn a_session_that_is_lost_before_the_group_is_sent_is_not_made_anew_in_passing() {
+    let schema = format!("{SCHEMA}; CREATE TABLE other (id int8 PRIMARY KEY)");
+    on_each("at_once_unsent", &schema, async |mut target| {
+        let t = table("t", &["*id", "v", "u"], Identity::Key);
+        let other = table("other", &["*id"], Identity::Key);
+        let first = Changes::new().insert(&t, &["1".into(), Of::Null, Of::Null]);
+        let second = Changes::new().insert(&other, &["1".into()]);
+        let [first, second] = [first, second].map(|changes| target.plan(changes.group(), PlanMode::Net));
+        let proxy = Proxy::start(target.cluster.port()).unwrap();
+        let url = target.cluster.url_at(proxy.port(), &target.database);
+        let applying = PgEngine.connect(&url, Duration::from_secs(60)).await.unwrap();
+        let mut sink = applying.sink(STREAM, target.fence.epoch()).await.unwrap();
+        let done = sink.apply_at_once(&first, &checkpoint(1), false).await.unwrap();
+        assert_eq!(done, Some(CommitOutcome::Done));
+        proxy.cut_all();
+        // Its table is asked for first. The checkpoint may be another one by now: it is read anew.
+        let error = sink
+            .apply_at_once(&second, &checkpoint(2), false)
+            .await
+            .unwrap_err();
+        assert_eq!(error.what_to_do(), Action::Reconnect, "{error:?}");
+        assert_eq!(target.sql("SELECT count(*) FROM other"), "0");
+    });
+}
+
+/// The connection breaks a byte behind so many messages of the second group; the rest of it arrives later.
+async fn breaks_in_the_second_group(
+    target: &mut Target,
+    proxy: &Proxy,
+    after: u64,
+) -> Box<dyn cdc_core::Site> {
     let t = table("t", &["*id", "v", "u"], Identity::Key);
     let mut plan = |id: &str| {
         let group = Changes::new().insert(&t, &[id.into(), Of::Null, Of::Null]);
@@ -137,7 +167,10 @@ async fn breaks_before_the_second_group(target: &mut Target, proxy: &Proxy) -> B
         text: "INSERT INTO \"public\".\"t\"",
         skip: 0,
         direction: Direction::ToServer,
-        place: Place::Message { number: 7, off: 1 },
+        place: Place::Message {
+            number: 7 + after,
+            off: 1,
+        },
         act: Act::Hold,
     });
     let url = target.cluster.url_at(proxy.port(), &target.database);
@@ -160,7 +193,7 @@ fn a_group_that_arrives_late_is_not_committed_behind_its_successors_back() {
     on_each("at_once_late", SCHEMA, async |mut target| {
         let (cluster, database) = (target.cluster, target.database.clone());
         let proxy = Proxy::start(cluster.port()).unwrap();
-        let applying = breaks_before_the_second_group(&mut target, &proxy).await;
+        let applying = breaks_in_the_second_group(&mut target, &proxy, 0).await;
         assert_eq!(target.sql(FORMER), "1");
         // The successor goes on from what it reads, so that must stay as it is.
         let state = applying.stream_state(STREAM).await.unwrap();
@@ -181,7 +214,7 @@ fn a_group_that_arrives_while_its_successor_waits_counts() {
     on_each("at_once_meanwhile", SCHEMA, async |mut target| {
         let (cluster, database) = (target.cluster, target.database.clone());
         let proxy = Proxy::start(cluster.port()).unwrap();
-        let applying = breaks_before_the_second_group(&mut target, &proxy).await;
+        let applying = breaks_in_the_second_group(&mut target, &proxy, 0).await;
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
             AND query LIKE '%backend_start::text = $2' AND pid <> pg_backend_pid()";
         let (state, ()) = tokio::join!(applying.stream_state(STREAM), async {
@@ -194,5 +227,24 @@ fn a_group_that_arrives_while_its_successor_waits_counts() {
         // A slow machine may have ended the session before.
         let stored = state.unwrap().checkpoint.unwrap().groups;
         assert_eq!(target.sql("SELECT count(*) FROM t"), stored.to_string());
+    });
+}
+
+#[test]
+fn a_group_of_which_a_part_arrived_keeps_nobody_waiting() {
+    on_each("at_once_part", SCHEMA, async |mut target| {
+        let proxy = Proxy::start(target.cluster.port()).unwrap();
+        // Bind and Execute of BEGIN and of the fence have passed: it is held, and the rest never comes.
+        let applying = breaks_in_the_second_group(&mut target, &proxy, 4).await;
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let state = loop {
+            match applying.stream_state(STREAM).await {
+                Ok(state) => break state,
+                Err(error) => assert_eq!(error.what_to_do(), Action::Reconnect, "{error:?}"),
+            }
+            assert!(Instant::now() < deadline, "it waits for ever");
+        };
+        assert_eq!(state.checkpoint, Some(checkpoint(1)));
+        assert_eq!(target.sql("SELECT id FROM t"), "1");
     });
 }

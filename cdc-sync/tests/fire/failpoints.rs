@@ -68,6 +68,7 @@ const POINTS: &[(&str, u32, When)] = &[
     ("sink.mid-apply", 2, Following),
     ("sink.applied", 2, Following),
     ("sink.before-commit", 3, Following),
+    ("sink.sent", 3, Following),
     ("sink.committed", 2, Following),
     ("confirm.before", 2, Following),
     ("confirm.sent", 2, Following),
