@@ -252,6 +252,9 @@ impl PgError {
         if let Some(code) = self.0.sqlstate {
             self.0.action = Action::for_sqlstate(code);
         }
+        if self.0.message.starts_with(LOCK_RACE) {
+            self.0.action = Action::Retry;
+        }
         self
     }
 }
@@ -267,6 +270,12 @@ impl From<io::Error> for PgError {
         }
     }
 }
+
+/// What PostgreSQL (18 was seen doing so) says, as an internal error, when a row is updated between the moment at which
+/// another transaction that had share-locked and updated it is marked as aborted and the moment at which it is no longer
+/// listed as running: the first lets the update go ahead (`DoesMultiXactIdConflict`), the second keeps the aborted one
+/// among the updaters (`MultiXactIdExpand`). Internal messages are never translated.
+const LOCK_RACE: &str = "new multixact has more than one updating member";
 
 /// What to do about a refused login. Messages come in the server's language: only what is the same in all of them, or
 /// makes the advice better but not right, is looked for.
@@ -443,6 +452,18 @@ mod tests {
         let line = error.to_string();
         assert!(line.len() < 3 * DISPLAYED, "{}", line.len());
         assert!(line.contains('…'));
+    }
+
+    #[test]
+    fn the_race_of_row_locks_is_for_another_try_and_other_internal_errors_are_not() {
+        let internal = |message: &str| {
+            let mut error = PgError::new(Kind::Server, Action::Stop, message.into());
+            error.0.sqlstate = SqlState::new("XX000");
+            error.classified().action
+        };
+        let seen = "new multixact has more than one updating member: 0 3[6165 (keysh), 6165 (nokeyupd), 6168 (nokeyupd)]";
+        assert_eq!(internal(seen), Action::Retry);
+        assert_eq!(internal("cache lookup failed for relation 16384"), Action::Stop);
     }
 
     #[test]

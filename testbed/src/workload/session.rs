@@ -108,7 +108,11 @@ impl Session {
             &SqlState::FOREIGN_KEY_VIOLATION,
             &SqlState::LOCK_NOT_AVAILABLE,
         ];
-        if !conflicts.contains(&db.code()) {
+        // A race of the server's between a rollback and the next update of the row, with the SQLSTATE of any internal error
+        let raced = db
+            .message()
+            .starts_with("new multixact has more than one updating member");
+        if !raced && !conflicts.contains(&db.code()) {
             return Err(error).with_context(|| format!("the server refused the workload's SQL: {sql}"));
         }
         // After an error the transaction can only be rolled back, with or without this; that the connection
