@@ -407,17 +407,18 @@ impl Source for PgSource {
             if let Err(error) = read {
                 return Err(self.stream_error(error));
             }
-            // From here on nothing waits, so that dropping the call loses no frame.
+            // Up to the report nothing waits, so that dropping the call loses no frame, nor leaves one that is not sifted.
             chunk.received = Some(Instant::now());
             self.heard = true;
             self.silent_since = Instant::now();
-            if self.look_at(chunk.bytes.get(begin..).unwrap_or_default())? {
+            let wanted = self.look_at(chunk.bytes.get(begin..).unwrap_or_default())?;
+            if let Some(streamed) = &mut self.streamed {
+                streamed.sift(&mut chunk.bytes, begin)?;
+            }
+            if wanted {
                 self.report(false).await?;
             }
-            match &mut self.streamed {
-                Some(streamed) => streamed.sift(&mut chunk.bytes, begin),
-                None => Ok(()),
-            }
+            Ok(())
         })
     }
 

@@ -7,13 +7,14 @@
 //! in twos.
 
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use testbed::Process;
 use testbed::postgres::{PgCluster, connect};
 use testbed::provision::postgres_tools;
+use testbed::{Process, Proxy};
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, NoTls};
 
@@ -45,6 +46,12 @@ pub(crate) struct Args {
     /// Rounds at each rate
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Another build of cdc-sync, to compare with
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Milliseconds, each way, between cdc-sync and green, as if green were on another machine
+    #[arg(long, default_value_t = 0)]
+    delay: u64,
 }
 
 /// Who follows blue.
@@ -83,10 +90,20 @@ impl Side {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let tools = postgres_tools()?;
-    let binary = release_binary()?;
+    let binary = match &args.binary {
+        Some(binary) => binary.clone(),
+        None => release_binary()?,
+    };
     let (blue, ours, native) = (cluster(18)?, cluster(18)?, cluster(18)?);
     blue.sql("postgres", TABLE)?;
-    let (source, target, bin) = (blue.url("postgres"), ours.url("postgres"), tools.bin.clone());
+    let far = Proxy::start(ours.port())?;
+    far.delay(Duration::from_millis(args.delay));
+    let port = if args.delay == 0 { ours.port() } else { far.port() };
+    let (source, target, bin) = (
+        blue.url("postgres"),
+        ours.url_at(port, "postgres"),
+        tools.bin.clone(),
+    );
     let command = move || {
         let mut command = Command::new(&binary);
         command.args(["run", "--yes", "--source", &source, "--target", &target]);
@@ -117,9 +134,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         side(Follower::Native, native),
     ];
     println!(
-        "machine: {} cores; 18 to 18; {} s a round",
+        "machine: {} cores; 18 to 18; {} s a round; cdc-sync and green {} ms apart",
         std::thread::available_parallelism()?,
-        args.seconds
+        args.seconds,
+        args.delay
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
