@@ -103,10 +103,26 @@ fn workloads() -> Vec<Workload> {
 }
 
 /// What is on blue when it is copied.
-struct Seed {
-    name: String,
+pub(crate) struct Seed {
+    pub(crate) name: String,
     fill: Fill,
     tables: String,
+}
+
+impl Seed {
+    /// A blue server that has it and is at rest.
+    pub(crate) fn blue(&self, major: u16, tools: &ToolsInstall) -> Result<PgCluster> {
+        let blue = cluster(major)?;
+        let url = blue.url("postgres");
+        let source = Psql::new(tools, &url);
+        match &self.fill {
+            Fill::PgBench(scale) => pgbench(tools, &url, &["-i", "-q", "-s", &scale.to_string()])?,
+            Fill::Sql(sql) => drop(source.run(sql)?),
+        }
+        source.run("VACUUM ANALYZE")?;
+        source.run("CHECKPOINT")?;
+        Ok(blue)
+    }
 }
 
 enum Fill {
@@ -115,7 +131,8 @@ enum Fill {
     Sql(String),
 }
 
-fn seeds(scale: u32) -> [Seed; 2] {
+/// pgbench's tables at that scale, and twenty tables of 100,000 rows.
+pub(crate) fn seeds(scale: u32) -> [Seed; 2] {
     let names: Vec<String> = (1..=20).map(|number| format!("part{number}")).collect();
     let fill = names.iter().map(|name| {
         format!(
@@ -219,7 +236,7 @@ pub(crate) fn cluster(major: u16) -> Result<PgCluster> {
         .start()
 }
 
-fn pgbench(tools: &ToolsInstall, url: &str, arguments: &[&str]) -> Result<()> {
+pub(crate) fn pgbench(tools: &ToolsInstall, url: &str, arguments: &[&str]) -> Result<()> {
     let output = tools
         .command("pgbench")
         .args(arguments)
@@ -264,15 +281,9 @@ fn seed_round(
     seed: &Seed,
     round: usize,
 ) -> Result<Round> {
-    let blue = cluster(args.source)?;
+    let blue = seed.blue(args.source, tools)?;
     let url = blue.url("postgres");
     let source = Psql::new(tools, &url);
-    match &seed.fill {
-        Fill::PgBench(scale) => pgbench(tools, &url, &["-i", "-q", "-s", &scale.to_string()])?,
-        Fill::Sql(sql) => drop(source.run(sql)?),
-    }
-    source.run("VACUUM ANALYZE")?;
-    source.run("CHECKPOINT")?;
     let ours = || -> Result<f64> {
         let green = cluster(args.target)?;
         follow(&args.conflict, binary, tools, [&blue, &green])

@@ -2,9 +2,11 @@
 //! cdc-sync and through the native subscription, at given rates of one-row transactions.
 //!
 //! Both ends are told to one process, so that there is one clock: the writer notes when blue has answered its commit, and a
-//! trigger on green notifies, which the server does at the commit. Both followers have the same trigger; one runs at a time,
+//! trigger on green notifies, which the server does at the commit. All followers have the same trigger; one runs at a time,
 //! and which goes first alternates. The clock that paces the writers ticks once a millisecond: above 1,000 a second, rows come
 //! in twos.
+
+mod floor;
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::bench_compare::cluster;
 use crate::build::release_binary;
+use floor::Floor;
 
 /// Longest wait for a follower to have everything.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -52,24 +55,40 @@ pub(crate) struct Args {
     /// Milliseconds, each way, between cdc-sync and green, as if green were on another machine
     #[arg(long, default_value_t = 0)]
     delay: u64,
+    /// Measure the least that any process outside of green can take as well
+    #[arg(long)]
+    floor: bool,
 }
 
 /// Who follows blue.
 enum Follower {
     Ours(Box<dyn Fn() -> Command>),
     Native,
+    /// The least, with blue's URL
+    Floor(String),
+}
+
+/// A follower that has to be ended.
+enum Running {
+    Ours(Process),
+    Floor(Floor),
 }
 
 struct Side {
+    name: &'static str,
     follower: Follower,
     green: PgCluster,
-    running: Option<Process>,
+    running: Option<Running>,
 }
 
 impl Side {
     fn start(&mut self) -> Result<()> {
         match &self.follower {
-            Follower::Ours(command) => self.running = Some(Process::spawn(command())?),
+            Follower::Ours(command) => self.running = Some(Running::Ours(Process::spawn(command())?)),
+            Follower::Floor(blue) => {
+                let floor = Floor::start(blue, &self.green.url("postgres"))?;
+                self.running = Some(Running::Floor(floor));
+            }
             Follower::Native => drop(self.green.sql("postgres", "ALTER SUBSCRIPTION native ENABLE")?),
         }
         Ok(())
@@ -77,7 +96,8 @@ impl Side {
 
     fn stop(&mut self) -> Result<()> {
         match self.running.take() {
-            Some(mut running) => {
+            Some(Running::Floor(floor)) => floor.stop()?,
+            Some(Running::Ours(mut running)) => {
                 running.sigterm()?;
                 let ended = running.wait_timeout(LIMIT)?;
                 ensure!(ended.code() == Some(0), "cdc-sync: {}", ended.stderr);
@@ -121,18 +141,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         blue.url("postgres")
     );
     native.sql("postgres", &subscribe)?;
-    for green in [&ours, &native] {
-        green.sql("postgres", NOTIFY)?;
-    }
-    let side = |follower, green| Side {
+    let side = |name, follower, green| Side {
+        name,
         follower,
         green,
         running: None,
     };
-    let mut sides = [
-        side(Follower::Ours(Box::new(command)), ours),
-        side(Follower::Native, native),
+    let mut sides = vec![
+        side("ours", Follower::Ours(Box::new(command)), ours),
+        side("native", Follower::Native, native),
     ];
+    if args.floor {
+        let green = cluster(18)?;
+        green.sql("postgres", TABLE)?;
+        sides.push(side("floor", Follower::Floor(blue.url("postgres")), green));
+    }
+    for side in &sides {
+        side.green.sql("postgres", NOTIFY)?;
+    }
     println!(
         "machine: {} cores; 18 to 18; {} s a round; cdc-sync and green {} ms apart",
         std::thread::available_parallelism()?,
@@ -145,20 +171,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut next = 1;
     for rate in &args.rates {
         for round in 0..args.rounds {
-            let mut lags = [Vec::new(), Vec::new()];
-            for turn in 0..2 {
-                let place = (round + turn) % 2;
-                let (Some(side), Some(lags)) = (sides.get_mut(place), lags.get_mut(place)) else {
+            let mut told = vec![String::new(); sides.len()];
+            for turn in 0..sides.len() {
+                let place = (round + turn) % sides.len();
+                let (Some(side), Some(told)) = (sides.get_mut(place), told.get_mut(place)) else {
                     continue;
                 };
                 side.start()?;
                 let urls = [&blue, &side.green].map(|cluster| cluster.url("postgres"));
                 let count = rate * args.seconds;
-                *lags = runtime.block_on(measure(&urls, *rate, count, &mut next))?;
+                let lags = runtime.block_on(measure(&urls, *rate, count, &mut next))?;
+                *told = format!("{} {}", side.name, describe(lags));
                 side.stop()?;
             }
-            let [ours, native] = lags.map(describe);
-            println!("{rate:>6}/s round {}: ours {ours} · native {native}", round + 1);
+            println!("{rate:>6}/s round {}: {}", round + 1, told.join(" · "));
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench_compare;
 mod bench_inserts;
 mod bench_latency;
+mod bench_pgcopydb;
 mod build;
 mod demo;
 mod fuzz;
@@ -37,6 +38,8 @@ enum Task {
     BenchInserts(bench_inserts::Args),
     /// The lag of one-row transactions through cdc-sync and through the native subscription, alternating
     BenchLatency(bench_latency::Args),
+    /// Time cdc-sync beside pgcopydb, which is not fetched, on the same work
+    BenchPgcopydb(bench_pgcopydb::Args),
     /// Every fuzz target for a bounded number of executions
     Fuzz(fuzz::Args),
     /// Run every check and test, as CI does
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::BenchCompare(args) => bench_compare::run(&args),
         Task::BenchInserts(args) => bench_inserts::run(&args),
         Task::BenchLatency(args) => bench_latency::run(&args),
+        Task::BenchPgcopydb(args) => bench_pgcopydb::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Test(args) => test::run(&args),
     };
