@@ -35,8 +35,8 @@ const LANE_GIVES_UP: Duration = Duration::from_secs(5);
 /// it is, it is not confirmed to the source.
 const DURABLE_EVERY: Duration = Duration::from_millis(200);
 /// Groups of up to this many changes are applied and committed in one go. With more a round trip is a small part of the
-/// time, and what must be tried another way has cost more.
-const AT_ONCE: u64 = 32;
+/// time, but over a long line, and what must be tried another way has cost more.
+const AT_ONCE: u64 = 256;
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 

@@ -80,10 +80,9 @@ struct Set<'p> {
 impl Set<'_> {
     /// The columns that locate its rows, beside those that are written.
     fn locator(self, planned: &PlannedTable) -> &[usize] {
-        if self.effect == Effect::Upsert {
-            &[]
-        } else {
-            &planned.locator
+        match self.effect {
+            Effect::Insert | Effect::Upsert => &[],
+            Effect::Update | Effect::Delete => &planned.locator,
         }
     }
 }
@@ -213,8 +212,7 @@ impl NetSets<'_, '_> {
 
     async fn send_set(&mut self, flight: &mut Flight<'_>, set: Set<'_>) -> Result<(), Halt> {
         let bound = self.bound()?;
-        let one_by_one = set.rows.len() < SET_FROM || flight.goes_to_commit();
-        if !one_by_one && bound.can_be_set(set.verbs.0, set.columns)? {
+        if set.rows.len() >= SET_FROM && bound.can_be_set(set.verbs.0, set.columns)? {
             return self.send_arrays(flight, set).await;
         }
         let mut rows = Rows::new(self.plan);
@@ -247,9 +245,10 @@ impl NetSets<'_, '_> {
                 null: false,
             })
             .collect();
+        let counts = set.must_hit && flight.goes_to_commit();
         let statement = self
             .tables
-            .statement(place, set.verbs.0, false, set.columns, &locate)?;
+            .statement(place, set.verbs.0, counts, set.columns, &locate)?;
         if let Some(text) = &statement.unprepared {
             flight.prepare(&statement.name, text).await?;
         }
@@ -261,7 +260,8 @@ impl NetSets<'_, '_> {
                 table: self.net.table,
                 effect: set.effect,
             };
-            let expected = set.must_hit.then_some(u64::from(arrays.rows()));
+            let rows = u64::from(arrays.rows());
+            let expected = (set.must_hit && !counts).then_some(rows);
             flight.run(
                 &statement.name,
                 Format::Binary,
@@ -277,14 +277,16 @@ impl NetSets<'_, '_> {
     async fn send_inserts(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
         let net = self.net;
         let planned = Arc::clone(&self.bound()?.planned);
+        // How many rows a COPY took is only in its answer.
+        let counts = flight.goes_to_commit();
         if net.inserts.len() < COPY_FROM
-            || flight.goes_to_commit()
+            || counts
             || planned.written.is_empty()
             || self.buffers.are_large(self.plan, &planned, &net.inserts)?
         {
             let set = Set {
                 effect: Effect::Insert,
-                verbs: (Verb::Insert, Verb::Insert),
+                verbs: (if counts { Verb::InsertSet } else { Verb::Insert }, Verb::Insert),
                 columns: &planned.written,
                 rows: Pairs::Same(&net.inserts),
                 must_hit: true,
@@ -311,14 +313,20 @@ impl NetSets<'_, '_> {
 impl Bound {
     /// Whether rows can go as arrays: a key locates them, and casts read every value as its column's input does.
     fn can_be_set(&self, verb: Verb, columns: &[usize]) -> Result<bool> {
-        // No statement inserts a set as arrays: COPY does it for less.
-        if verb == Verb::Insert || !self.planned.locator_is_unique {
+        let locator = match verb {
+            // COPY inserts for less, but for rows that are large.
+            Verb::Insert => return Ok(false),
+            Verb::InsertSet => &[][..],
+            _ if self.planned.locator_is_unique => &self.planned.locator,
+            _ => return Ok(false),
+        };
+        if columns.is_empty() && locator.is_empty() {
             return Ok(false);
         }
         if verb == Verb::UpdateSet && self.identities(columns)? == columns.len() {
             return Ok(false);
         }
-        for column in columns.iter().chain(&self.planned.locator) {
+        for column in columns.iter().chain(locator) {
             if !self.column(*column)?.from_text {
                 return Ok(false);
             }

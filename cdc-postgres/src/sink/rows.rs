@@ -57,15 +57,15 @@ impl<'p> Rows<'p> {
     ) -> Result<(), Halt> {
         let place = tables.place(self.plan, change.table)?;
         self.gather(tables.at(place)?, &change)?;
-        let one = change.expected == Some(1) && flight.goes_to_commit();
-        let statement = tables.statement(place, change.verb, one, change.columns, &self.locate)?;
+        let counts = change.expected.is_some() && flight.goes_to_commit();
+        let statement = tables.statement(place, change.verb, counts, change.columns, &self.locate)?;
         if let Some(text) = &statement.unprepared {
             flight.prepare(&statement.name, text).await?;
         }
         let subject = Subject::Row(RowSubject {
             table: change.table,
             effect: match change.verb {
-                Verb::Insert => Effect::Insert,
+                Verb::Insert | Verb::InsertSet => Effect::Insert,
                 Verb::Delete | Verb::DeleteSet => Effect::Delete,
                 Verb::Update | Verb::Replace | Verb::UpdateSet => Effect::Update,
                 Verb::Upsert | Verb::UpsertSet => Effect::Upsert,
@@ -77,7 +77,7 @@ impl<'p> Rows<'p> {
         });
         let scratch = &self.scratch;
         let values = self.values.iter().map(|value| value.bytes(scratch));
-        let expected = change.expected.filter(|_| !one);
+        let expected = change.expected.filter(|_| !counts);
         flight.run(&statement.name, Format::Text, values, subject, expected)?;
         flight.flow().await
     }

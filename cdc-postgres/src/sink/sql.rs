@@ -27,6 +27,8 @@ pub(super) enum Verb {
     Upsert,
     /// sets columns of a row that an UPDATE may not set: removes it and inserts it again, what is not given as it was
     Replace,
+    /// inserts a set of rows, where COPY cannot be had
+    InsertSet,
     /// updates a set of rows
     UpdateSet,
     /// removes a set of rows
@@ -102,23 +104,17 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
                 set_condition(table, locate, 0)?
             )
         }
+        Verb::InsertSet => insert(table, columns, &elements(table, columns)?)?,
         Verb::UpsertSet => {
-            let elements = list(columns.iter().enumerate(), |(place, column)| {
-                Ok(element(table.column(*column)?, place))
-            })?;
-            let select = format!("SELECT {elements} FROM {}", arrays(columns.len()));
-            format!(
-                "{} {}",
-                insert(table, columns, &select)?,
-                on_conflict(table, columns)?
-            )
+            let insert = insert(table, columns, &elements(table, columns)?)?;
+            format!("{insert} {}", on_conflict(table, columns)?)
         }
         Verb::Decided(effect, form) => policy::statement(table, effect, form, columns, locate)?,
     })
 }
 
-/// The same for one row, failing unless it hits exactly one: nobody looks at its answer before the COMMIT.
-pub(super) fn statement_of_one(
+/// The same, failing unless every row is hit that is meant: nobody looks at its answer before the COMMIT.
+pub(super) fn counting_statement(
     table: &Bound,
     verb: Verb,
     columns: &[usize],
@@ -129,9 +125,13 @@ pub(super) fn statement_of_one(
         _ => (String::new(), statement(table, verb, columns, locate)?),
     };
     let with = if before.is_empty() { before } else { before + ", " };
+    let meant = match verb {
+        Verb::InsertSet | Verb::UpdateSet | Verb::DeleteSet => "cardinality($1::text[])",
+        _ => "1",
+    };
     // Divides by zero otherwise.
     Ok(format!(
-        "WITH {with}hit AS ({writes} RETURNING 1) SELECT 1 / (count(*) = 1)::int FROM hit"
+        "WITH {with}hit AS ({writes} RETURNING 1) SELECT 1 / (count(*) = {meant})::int FROM hit"
     ))
 }
 
@@ -317,6 +317,14 @@ fn arrays(count: usize) -> String {
     let parameters: Vec<String> = (1..=count).map(|number| format!("${number}::text[]")).collect();
     let columns: Vec<String> = (0..count).map(|place| format!("c{place}")).collect();
     format!("unnest({}) AS k ({})", parameters.join(", "), columns.join(", "))
+}
+
+/// Rows from the arrays.
+fn elements(table: &Bound, columns: &[usize]) -> Result<String> {
+    let elements = list(columns.iter().enumerate(), |(place, column)| {
+        Ok(element(table.column(*column)?, place))
+    })?;
+    Ok(format!("SELECT {elements} FROM {}", arrays(columns.len())))
 }
 
 /// One element of the arrays as a value of its column.

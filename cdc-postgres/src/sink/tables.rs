@@ -58,7 +58,7 @@ pub(super) struct Bound {
 #[derive(Debug)]
 struct Prepared {
     verb: Verb,
-    one: bool,
+    counts: bool,
     columns: Vec<usize>,
     locate: Vec<Locating>,
     number: usize,
@@ -251,19 +251,19 @@ impl Tables {
         self.held.push(Arc::clone(planned));
     }
 
-    /// A statement that writes `columns` of what `locate` finds, and fails unless that is `one` row where this is wanted.
+    /// A statement that writes `columns` of what `locate` finds; one that `counts` fails unless it hits all that are meant.
     pub(super) fn statement(
         &mut self,
         place: usize,
         verb: Verb,
-        one: bool,
+        counts: bool,
         columns: &[usize],
         locate: &[Locating],
     ) -> Result<Statement> {
         let bound = self.bound.get_mut(place);
         let bound = bound.ok_or_else(|| Error::bug("a table of the session that is none"))?;
         let known = bound.statements.iter().find(|known| {
-            (known.verb, known.one) == (verb, one) && known.columns == columns && known.locate == locate
+            (known.verb, known.counts) == (verb, counts) && known.columns == columns && known.locate == locate
         });
         if let Some(known) = known {
             return Ok(Statement {
@@ -272,15 +272,15 @@ impl Tables {
                 unprepared: None,
             });
         }
-        let text = match one {
-            true => sql::statement_of_one(bound, verb, columns, locate)?,
+        let text = match counts {
+            true => sql::counting_statement(bound, verb, columns, locate)?,
             false => sql::statement(bound, verb, columns, locate)?,
         };
         self.prepared += 1;
         let name: Arc<str> = format!("c{}", self.prepared).into();
         bound.statements.push(Prepared {
             verb,
-            one,
+            counts,
             columns: columns.to_vec(),
             locate: locate.to_vec(),
             number: self.prepared,

@@ -100,6 +100,12 @@ fn what_does_not_hit_its_row_is_not_committed() {
             with(new().insert(&t, &["1".into(), "again".into(), Of::Null])),
             with(new().insert(&deaf, &["1".into()])),
             with(new().insert(&t, &["6".into(), Of::Null, "no number".into()])),
+            // Sets, of which one row fails
+            with((1..=5).fold(new(), |set, n| {
+                set.update(&t, &[(&n.to_string()).into(), "new".into(), Of::Null])
+            })),
+            with((1..=5).fold(new(), |set, n| set.delete(&t, &[(&n.to_string()).into()]))),
+            with((1..=5).fold(new(), |set, n| set.insert(&deaf, &[(&n.to_string()).into()]))),
         ];
         for group in groups {
             // For a second after one that failed none is tried.
