@@ -77,7 +77,7 @@ async fn open(blue: &Config, green: &Config) -> Result<(WalSender, Connection)> 
     let mut flight = target.pipeline().await?;
     flight.parse("begin", "BEGIN", &[]).await?;
     flight
-        .parse("insert", "INSERT INTO lag VALUES ($1::bigint)", &[])
+        .parse("insert", "INSERT INTO public.lag VALUES ($1::bigint)", &[])
         .await?;
     flight.parse("commit", "COMMIT", &[]).await?;
     flight.finish().await.map_err(|failure| failure.error)?;
