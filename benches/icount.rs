@@ -122,7 +122,7 @@ fn icount_measured(work: &mut dyn FnMut()) {
 /// Does what a case counts.
 fn perform(case: &Case) {
     let corpus = (case.corpus)();
-    let mut decoder = Corpus::decoder();
+    let mut decoder = corpus.decoder();
     let mut chunks = corpus.chunks();
     let mut batches: Vec<Batch> = chunks.iter().map(|_| Batch::new()).collect();
     let mut decode = || {

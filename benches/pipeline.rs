@@ -13,17 +13,22 @@ use cdc_core::{
     Batch, BoxFuture, Checkpoint, CommitOutcome, Decoder, Position, RawChunk, Result, Sink, Source,
     SourceIdentity,
 };
+use cdc_postgres::pgoutput::PgDecoder;
 use criterion::{BatchSize, Criterion, Throughput};
 
 /// Hands out chunks as fast as they are taken, then asks for the end.
 struct Chunks {
+    decoder: Option<PgDecoder>,
     rest: std::vec::IntoIter<RawChunk>,
     control: Arc<Control>,
 }
 
 impl Source for Chunks {
     fn open<'a>(&'a mut self, _start: &'a StreamStart) -> BoxFuture<'a, Box<dyn Decoder>> {
-        Box::pin(async { Ok(Box::new(Corpus::decoder()) as Box<dyn Decoder>) })
+        Box::pin(async {
+            let decoder = self.decoder.take().expect("a stream that is opened once");
+            Ok(Box::new(decoder) as Box<dyn Decoder>)
+        })
     }
 
     fn read<'a>(&'a mut self, chunk: &'a mut RawChunk) -> BoxFuture<'a, ()> {
@@ -74,9 +79,10 @@ impl Sink for Discard {
 /// A session that ends with the stream, and the statistics to look at afterwards.
 fn session(corpus: &Corpus, catalog: &Arc<cdc_core::plan::TargetCatalog>) -> (Session, Arc<StreamStats>) {
     let (control, stats) = (Arc::new(Control::new()), Arc::new(StreamStats::default()));
-    let position = Position::new("0/0");
+    let position = corpus.from().clone();
     let session = Session {
         source: Box::new(Chunks {
+            decoder: Some(corpus.decoder()),
             rest: corpus.chunks().into_iter(),
             control: Arc::clone(&control),
         }),
@@ -114,7 +120,7 @@ fn session(corpus: &Corpus, catalog: &Arc<cdc_core::plan::TargetCatalog>) -> (Se
 }
 
 fn tables(corpus: &Corpus) -> Result<Arc<cdc_core::plan::TargetCatalog>> {
-    let (mut decoder, mut batch) = (Corpus::decoder(), Batch::new());
+    let (mut decoder, mut batch) = (corpus.decoder(), Batch::new());
     for mut chunk in corpus.chunks() {
         decoder.decode(&mut chunk, &mut batch)?;
     }
@@ -128,12 +134,7 @@ fn main() {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3));
-    for corpus in [
-        Corpus::wide(300_000),
-        Corpus::narrow(500_000),
-        Corpus::toast(100_000),
-        Corpus::small_transactions(100_000),
-    ] {
+    for corpus in Corpus::all() {
         let catalog = tables(&corpus).unwrap();
         group.throughput(Throughput::ElementsAndBytes {
             elements: corpus.rows,

@@ -16,7 +16,7 @@ const GROUP_ROWS: usize = 50_000;
 
 /// The stream in groups of whole transactions or parts of one, as the pipeline makes them.
 fn groups(corpus: &Corpus) -> (Vec<Arc<Batch>>, Vec<TxnGroup>) {
-    let mut decoder = Corpus::decoder();
+    let mut decoder = corpus.decoder();
     let mut batches = Vec::new();
     for mut chunk in corpus.chunks() {
         let mut batch = Batch::new();
@@ -40,12 +40,7 @@ fn groups(corpus: &Corpus) -> (Vec<Arc<Batch>>, Vec<TxnGroup>) {
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    for corpus in [
-        Corpus::wide(300_000),
-        Corpus::narrow(500_000),
-        Corpus::toast(100_000),
-        Corpus::small_transactions(100_000),
-    ] {
+    for corpus in Corpus::all() {
         let (batches, groups) = groups(&corpus);
         let catalog = target::catalog(batches.iter().map(|batch| &**batch));
         let mut group = criterion.benchmark_group(format!("plan/{}", corpus.name));

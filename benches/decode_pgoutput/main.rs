@@ -30,8 +30,8 @@ impl Ours {
     }
 
     /// Decodes all of it and hands every batch to `look`. Chunks become parts of batches: each pass needs its own.
-    fn decode(&mut self, chunks: &mut [RawChunk], mut look: impl FnMut(&Batch)) {
-        let mut decoder = Corpus::decoder();
+    fn decode(&mut self, corpus: &Corpus, chunks: &mut [RawChunk], mut look: impl FnMut(&Batch)) {
+        let mut decoder = corpus.decoder();
         for (index, chunk) in chunks.iter_mut().enumerate() {
             let batch = &mut self.batches[index % BATCHES];
             batch.clear();
@@ -40,9 +40,9 @@ impl Ours {
         }
     }
 
-    fn totals(&mut self, chunks: &mut [RawChunk]) -> Totals {
+    fn totals(&mut self, corpus: &Corpus, chunks: &mut [RawChunk]) -> Totals {
         let mut totals = Totals::default();
-        self.decode(chunks, |batch| totals.add_batch(batch));
+        self.decode(corpus, chunks, |batch| totals.add_batch(batch));
         totals
     }
 }
@@ -75,7 +75,7 @@ fn configured<'a>(c: &'a mut Criterion, corpus: &Corpus) -> BenchmarkGroup<'a, W
 
 fn bench(c: &mut Criterion, corpus: &Corpus) {
     let mut ours = Ours::new();
-    let wanted = ours.totals(&mut corpus.chunks());
+    let wanted = ours.totals(corpus, &mut corpus.chunks());
     for (name, decode) in PEERS {
         assert_eq!(
             decode(corpus),
@@ -86,11 +86,11 @@ fn bench(c: &mut Criterion, corpus: &Corpus) {
     }
     let mut group = configured(c, corpus);
     group.bench_function("cdc-sync", |b| {
-        let pass = |chunks: &mut Vec<RawChunk>| black_box(ours.totals(chunks));
+        let pass = |chunks: &mut Vec<RawChunk>| black_box(ours.totals(corpus, chunks));
         b.iter_batched_ref(|| corpus.chunks(), pass, BatchSize::PerIteration);
     });
     group.bench_function("cdc-sync-discarded", |b| {
-        let pass = |chunks: &mut Vec<RawChunk>| ours.decode(chunks, |batch| _ = black_box(batch));
+        let pass = |chunks: &mut Vec<RawChunk>| ours.decode(corpus, chunks, |batch| _ = black_box(batch));
         b.iter_batched_ref(|| corpus.chunks(), pass, BatchSize::PerIteration);
     });
     for (name, decode) in PEERS {
@@ -101,12 +101,7 @@ fn bench(c: &mut Criterion, corpus: &Corpus) {
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    for corpus in [
-        Corpus::wide(300_000),
-        Corpus::narrow(500_000),
-        Corpus::toast(100_000),
-        Corpus::small_transactions(100_000),
-    ] {
+    for corpus in Corpus::all() {
         bench(&mut criterion, &corpus);
     }
     criterion.final_summary();

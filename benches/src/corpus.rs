@@ -1,16 +1,24 @@
-//! Streams of `pgoutput` made from a seed.
+//! Streams of `pgoutput`: made from a seed, and recorded.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
 
 use bytes::Bytes;
-use cdc_core::RawChunk;
+use cdc_core::capture::{CaptureHeader, CaptureReader};
 use cdc_core::source::StreamStart;
 use cdc_core::testing::Rng;
-use cdc_core::{Position, TableSelection};
+use cdc_core::{Position, RawChunk, Result, TableSelection};
 use cdc_postgres::lsn::Lsn;
 use cdc_postgres::pgoutput::encode::{self, Field, Frames, Old};
 use cdc_postgres::pgoutput::{Begin, Column, Commit, PgDecoder, ProtocolVersion, Relation};
+use cdc_postgres::walsender::{Frame, parse_frame, split_frames};
 
 /// The size in which the reader hands on what has come, at most.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// A stream of a server 18, small transactions of many types; `benches/recorded` has what was written.
+const RECORDED: &[u8] = include_bytes!("../recorded/mixed.capture");
+/// Names another capture to read as well.
+const CAPTURE: &str = "CDC_SYNC_CAPTURE";
 /// Types of columns, by their OIDs.
 const BOOL: u32 = 16;
 const INT8: u32 = 20;
@@ -31,6 +39,8 @@ pub struct Corpus {
     pub messages: Vec<Bytes>,
     /// the same in frames, cut as a connection delivers them: what ours takes
     chunks: Vec<Vec<u8>>,
+    /// where it comes from, for a decoder
+    header: CaptureHeader,
     /// changed rows
     pub rows: u64,
     /// bytes of all messages
@@ -38,6 +48,50 @@ pub struct Corpus {
 }
 
 impl Corpus {
+    /// What decoding, planning and the pipeline are timed with.
+    pub fn all() -> Vec<Corpus> {
+        let recorded = |name, capture: &mut dyn Read| {
+            Corpus::recorded(name, capture).unwrap_or_else(|error| panic!("{name}: {error}"))
+        };
+        let mut all = vec![
+            Corpus::wide(300_000),
+            Corpus::narrow(500_000),
+            Corpus::toast(100_000),
+            Corpus::small_transactions(100_000),
+            recorded("recorded", &mut &*RECORDED),
+        ];
+        if let Some(path) = std::env::var_os(CAPTURE) {
+            let file = File::open(&path).unwrap_or_else(|error| panic!("{CAPTURE}: {error}"));
+            all.push(recorded("capture", &mut BufReader::new(file)));
+        }
+        all
+    }
+
+    /// What `cdc-sync tail --capture` wrote.
+    fn recorded(name: &'static str, capture: &mut dyn Read) -> Result<Corpus> {
+        let (mut reader, header) = CaptureReader::open(capture)?;
+        let mut corpus = Corpus {
+            name,
+            messages: Vec::new(),
+            chunks: Vec::new(),
+            header,
+            rows: 0,
+            bytes: 0,
+        };
+        let mut chunk = RawChunk::default();
+        while reader.next(&mut chunk)? {
+            for payload in split_frames(&chunk.bytes) {
+                if let Frame::XLogData { data, .. } = parse_frame(payload?)? {
+                    corpus.rows += u64::from(matches!(data.first(), Some(b'I' | b'U' | b'D')));
+                    corpus.bytes += data.len() as u64;
+                    corpus.messages.push(Bytes::copy_from_slice(data));
+                }
+            }
+            corpus.chunks.push(chunk.bytes.to_vec());
+        }
+        Ok(corpus)
+    }
+
     /// One transaction of `rows` inserts of three columns.
     pub fn narrow(rows: u64) -> Corpus {
         let mut out = Writer::new("narrow", 1);
@@ -176,11 +230,16 @@ impl Corpus {
         out.finish()
     }
 
-    /// A decoder for a stream like this.
-    pub fn decoder() -> PgDecoder {
+    /// The position that its first transaction comes after.
+    pub fn from(&self) -> &Position {
+        &self.header.from
+    }
+
+    /// A decoder for it.
+    pub fn decoder(&self) -> PgDecoder {
         let start = StreamStart {
-            from: Position::new("0/0"),
-            stream: "bench".into(),
+            from: self.header.from.clone(),
+            stream: self.header.stream.clone(),
             selection: TableSelection::default(),
             seeded_to: Default::default(),
             aside: Default::default(),
@@ -334,6 +393,11 @@ impl Writer {
             name: self.name,
             messages: messages.collect(),
             chunks: self.chunks,
+            header: CaptureHeader {
+                engine: "postgres".into(),
+                stream: "bench".into(),
+                from: Position::new("0/0"),
+            },
             rows: self.rows,
             bytes: all.len() as u64,
         }

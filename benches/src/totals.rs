@@ -1,12 +1,13 @@
 //! What a decoder has to have found: counted by visiting every column, so that nothing is optimised away, and the same
 //! for all, so that none is timed for less work.
 
+use cdc_core::batch::Op;
 use cdc_core::{Batch, Datum};
 
 /// What a stream holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// changed rows
+    /// new rows: of inserts and updates
     pub rows: u64,
     /// columns of new rows that have a value
     pub values: u64,
@@ -29,6 +30,9 @@ impl Totals {
         for index in 0..batch.rows().len() {
             let Some(event) = batch.event(index) else { continue };
             let Some(table) = event.table() else { continue };
+            if event.op() == Op::Delete {
+                continue;
+            }
             self.rows += 1;
             for column in 0..table.columns.len() {
                 match event.after(column) {

@@ -1,7 +1,7 @@
 //! What can go wrong on a connection, and what to do about it.
 //!
 //! The answer to "what now" is decided in one place, [`Action::for_sqlstate`], from the SQLSTATE classes of the
-//! PostgreSQL manual, Appendix A.
+//! PostgreSQL manual, Appendix A; only one internal error is told by its words.
 
 mod sqlstate;
 
@@ -252,7 +252,7 @@ impl PgError {
         if let Some(code) = self.0.sqlstate {
             self.0.action = Action::for_sqlstate(code);
         }
-        if self.0.message.starts_with(LOCK_RACE) {
+        if self.is(SqlState::INTERNAL) && self.0.message.starts_with(LOCK_RACE) {
             self.0.action = Action::Retry;
         }
         self

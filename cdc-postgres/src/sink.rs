@@ -5,7 +5,7 @@
 //! apply    BEGIN · hold_fence · sets, COPY, statements    one flight
 //! apply    SAVEPOINT · …                                  one flight for each further part
 //! commit   store_checkpoint · COMMIT                      one flight, with BEGIN and fence where nothing was applied
-//! at once  all of it, for a few changes                   one flight, whose statements fail unless they hit one row
+//! at once  all of it, for a few changes                   one flight, whose statements fail unless they hit what is meant
 //! ```
 //!
 //! A flight is a pipeline that ends in one Sync: nothing in it waits for an answer, however many statements it has.

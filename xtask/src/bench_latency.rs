@@ -6,8 +6,6 @@
 //! and which goes first alternates. The clock that paces the writers ticks once a millisecond: above 1,000 a second, rows come
 //! in twos.
 
-mod floor;
-
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,8 +19,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::bench_compare::cluster;
-use crate::build::release_binary;
-use floor::Floor;
+use crate::build::{floor, release_binary};
 
 /// Longest wait for a follower to have everything.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -55,8 +52,8 @@ pub(crate) struct Args {
     /// Milliseconds, each way, between cdc-sync and green, as if green were on another machine
     #[arg(long, default_value_t = 0)]
     delay: u64,
-    /// Measure the least that any process outside of green can take as well
-    #[arg(long)]
+    /// Measure a process that does no more than hand on what it reads as well
+    #[arg(long, conflicts_with = "delay")]
     floor: bool,
 }
 
@@ -64,30 +61,25 @@ pub(crate) struct Args {
 enum Follower {
     Ours(Box<dyn Fn() -> Command>),
     Native,
-    /// The least, with blue's URL
-    Floor(String),
-}
-
-/// A follower that has to be ended.
-enum Running {
-    Ours(Process),
-    Floor(Floor),
+    /// The least that a process beside the servers does
+    Floor(Box<dyn Fn() -> Command>),
 }
 
 struct Side {
     name: &'static str,
     follower: Follower,
     green: PgCluster,
-    running: Option<Running>,
+    running: Option<Process>,
 }
 
 impl Side {
     fn start(&mut self) -> Result<()> {
         match &self.follower {
-            Follower::Ours(command) => self.running = Some(Running::Ours(Process::spawn(command())?)),
-            Follower::Floor(blue) => {
-                let floor = Floor::start(blue, &self.green.url("postgres"))?;
-                self.running = Some(Running::Floor(floor));
+            Follower::Ours(command) => self.running = Some(Process::spawn(command())?),
+            Follower::Floor(command) => {
+                let mut floor = Process::spawn(command())?;
+                floor.wait_for("ready", LIMIT)?;
+                self.running = Some(floor);
             }
             Follower::Native => drop(self.green.sql("postgres", "ALTER SUBSCRIPTION native ENABLE")?),
         }
@@ -96,11 +88,11 @@ impl Side {
 
     fn stop(&mut self) -> Result<()> {
         match self.running.take() {
-            Some(Running::Floor(floor)) => floor.stop()?,
-            Some(Running::Ours(mut running)) => {
+            Some(mut running) => {
                 running.sigterm()?;
                 let ended = running.wait_timeout(LIMIT)?;
-                ensure!(ended.code() == Some(0), "cdc-sync: {}", ended.stderr);
+                let left = ended.code() == Some(0) || matches!(self.follower, Follower::Floor(_));
+                ensure!(left, "{}: {}", self.name, ended.stderr);
             }
             None => drop(self.green.sql("postgres", "ALTER SUBSCRIPTION native DISABLE")?),
         }
@@ -154,7 +146,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.floor {
         let green = cluster(18)?;
         green.sql("postgres", TABLE)?;
-        sides.push(side("floor", Follower::Floor(blue.url("postgres")), green));
+        let (binary, urls) = (floor()?, [&blue, &green].map(|cluster| cluster.url("postgres")));
+        let command = move || {
+            let mut command = Command::new(&binary);
+            command.args(&urls);
+            command
+        };
+        sides.push(side("floor", Follower::Floor(Box::new(command)), green));
     }
     for side in &sides {
         side.green.sql("postgres", NOTIFY)?;

@@ -98,13 +98,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     bench.pgcopydb("clone", &[], [&blue, &theirs], &folder)
                 })
             });
-            print(&seed.name, &rounds.collect::<Result<Vec<Round>>>()?);
+            print(&seed.name, &rounds.collect::<Result<Vec<Round>>>()?)?;
         }
     }
     let wanted = WORKLOADS.iter().filter(|(name, _)| name.contains(&args.only));
     for (name, work) in wanted {
         let rounds = (0..args.rounds).map(|number| bench.catch_up(number, work));
-        print(name, &rounds.collect::<Result<Vec<Round>>>()?);
+        print(name, &rounds.collect::<Result<Vec<Round>>>()?)?;
     }
     Ok(())
 }
@@ -123,19 +123,27 @@ fn version(pgcopydb: &Path) -> Result<String> {
     Ok(told.lines().next().unwrap_or_default().to_owned())
 }
 
-fn print(name: &str, rounds: &[Round]) {
+fn print(name: &str, rounds: &[Round]) -> Result<()> {
     let ratio = median(rounds.iter().map(|round| round.theirs / round.ours));
     let raw: Vec<String> = rounds
         .iter()
         .map(|round| format!("{:.2}/{:.2}", round.ours, round.theirs))
         .collect();
     println!("{name:<16}{ratio:>7.2}x   ours/pgcopydb, s: {}", raw.join(" "));
-    for (who, side) in [("cdc-sync", 0), ("pgcopydb", 1)] {
-        let wrong = rounds.iter().filter(|round| !round.same[side]).count();
-        if wrong > 0 {
-            println!("{:<16}   {who} left green other than blue in {wrong} rounds", "");
-        }
+    let wrong = |side: usize| rounds.iter().filter(|round| !round.same[side]).count();
+    if wrong(1) > 0 {
+        println!(
+            "{:<16}   pgcopydb left green other than blue in {} rounds",
+            "",
+            wrong(1)
+        );
     }
+    ensure!(
+        wrong(0) == 0,
+        "cdc-sync left green other than blue in {} rounds",
+        wrong(0)
+    );
+    Ok(())
 }
 
 struct Bench<'a> {

@@ -37,6 +37,8 @@ const DURABLE_EVERY: Duration = Duration::from_millis(200);
 /// Groups of up to this many changes are applied and committed in one go. With more a round trip is a small part of the
 /// time, but over a long line, and what must be tried another way has cost more.
 const AT_ONCE: u64 = 256;
+/// The same where rows go one by one.
+const AT_ONCE_IN_ORDER: u64 = 32;
 /// A heartbeat at most this old means that the stream is synced.
 const SYNCED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -253,7 +255,9 @@ impl ApplyStage {
     /// Applies and commits a small group in one go, where the sink can; otherwise nothing has happened.
     fn apply_at_once(&mut self, plan: &ApplyPlan, internal: &InternalRows) -> Result<bool> {
         // What a policy decides has to be known before the checkpoint is written.
-        if plan.is_empty() || plan.applied > AT_ONCE || plan.decides() {
+        let in_order = plan.steps.iter().any(|step| matches!(step, Step::Ordered(_)));
+        let most = if in_order { AT_ONCE_IN_ORDER } else { AT_ONCE };
+        if plan.is_empty() || plan.applied > most || plan.decides() {
             return Ok(false);
         }
         let mut tracker = self.tracker.fork();

@@ -40,6 +40,8 @@ impl SqlState {
     /// `undefined_object`: for example no such replication slot.
     pub const UNDEFINED_OBJECT: SqlState = SqlState(*b"42704");
 
+    /// `internal_error`.
+    pub const INTERNAL: SqlState = SqlState(*b"XX000");
     /// `too_many_connections`: also a limit of the role or the database.
     pub const TOO_MANY_CONNECTIONS: SqlState = SqlState(*b"53300");
 

@@ -20,7 +20,9 @@ pub use alone::NetBytes;
 
 /// A set of fewer rows goes as single statements.
 const SET_FROM: usize = 4;
-/// Inserts of fewer rows go as single statements, the others by COPY.
+/// The same in a group that is committed at once.
+const SET_AT_ONCE_FROM: usize = 33;
+/// Inserts of fewer rows go as single statements, the others by COPY, or as arrays in a group that is committed at once.
 const COPY_FROM: usize = 4;
 /// What one set statement takes at most.
 const SET_ROWS: u32 = 10_000;
@@ -212,7 +214,12 @@ impl NetSets<'_, '_> {
 
     async fn send_set(&mut self, flight: &mut Flight<'_>, set: Set<'_>) -> Result<(), Halt> {
         let bound = self.bound()?;
-        if set.rows.len() >= SET_FROM && bound.can_be_set(set.verbs.0, set.columns)? {
+        let from = if flight.goes_to_commit() {
+            SET_AT_ONCE_FROM
+        } else {
+            SET_FROM
+        };
+        if set.rows.len() >= from && bound.can_be_set(set.verbs.0, set.columns)? {
             return self.send_arrays(flight, set).await;
         }
         let mut rows = Rows::new(self.plan);
@@ -277,16 +284,17 @@ impl NetSets<'_, '_> {
     async fn send_inserts(&mut self, flight: &mut Flight<'_>) -> Result<(), Halt> {
         let net = self.net;
         let planned = Arc::clone(&self.bound()?.planned);
-        // How many rows a COPY took is only in its answer.
-        let counts = flight.goes_to_commit();
-        if net.inserts.len() < COPY_FROM
-            || counts
+        let one_by_one = net.inserts.len() < COPY_FROM
             || planned.written.is_empty()
-            || self.buffers.are_large(self.plan, &planned, &net.inserts)?
-        {
+            || self.buffers.are_large(self.plan, &planned, &net.inserts)?;
+        // How many rows a COPY took is only in its answer.
+        if one_by_one || flight.goes_to_commit() {
             let set = Set {
                 effect: Effect::Insert,
-                verbs: (if counts { Verb::InsertSet } else { Verb::Insert }, Verb::Insert),
+                verbs: (
+                    if one_by_one { Verb::Insert } else { Verb::InsertSet },
+                    Verb::Insert,
+                ),
                 columns: &planned.written,
                 rows: Pairs::Same(&net.inserts),
                 must_hit: true,
@@ -311,7 +319,7 @@ impl NetSets<'_, '_> {
 }
 
 impl Bound {
-    /// Whether rows can go as arrays: a key locates them, and casts read every value as its column's input does.
+    /// Whether rows can go as arrays: a key locates those that are there, and casts read every value as its column's input does.
     fn can_be_set(&self, verb: Verb, columns: &[usize]) -> Result<bool> {
         let locator = match verb {
             // COPY inserts for less, but for rows that are large.

@@ -127,7 +127,10 @@ pub(super) fn counting_statement(
     let with = if before.is_empty() { before } else { before + ", " };
     let meant = match verb {
         Verb::InsertSet | Verb::UpdateSet | Verb::DeleteSet => "cardinality($1::text[])",
-        _ => "1",
+        Verb::Insert | Verb::Update | Verb::Delete | Verb::Replace => "1",
+        Verb::Upsert | Verb::UpsertSet | Verb::Decided(..) => {
+            return Err(Error::bug("rows are counted of what may hit none"));
+        }
     };
     // Divides by zero otherwise.
     Ok(format!(

@@ -31,9 +31,11 @@ async fn at_once(
 
 #[test]
 fn every_operation_arrives() {
-    for (name, mode) in [
-        ("at_once_net", PlanMode::Net),
-        ("at_once_ordered", PlanMode::Ordered),
+    // Sets begin with 33 rows.
+    for (name, mode, count) in [
+        ("at_once_net", PlanMode::Net, 8),
+        ("at_once_net_sets", PlanMode::Net, 50),
+        ("at_once_ordered", PlanMode::Ordered, 8),
     ] {
         let schema = "CREATE TABLE t (id int8 PRIMARY KEY, v text, u int4 UNIQUE); \
             CREATE TABLE numbered (id int8 PRIMARY KEY, n int8 GENERATED ALWAYS AS IDENTITY, big text); \
@@ -43,8 +45,7 @@ fn every_operation_arrives() {
             let numbered = table("numbered", &["*id", "n", "big"], Identity::Key);
             let bare = table("bare", &["a", "b"], Identity::Full);
             let mut first = Changes::new();
-            // More than sets and COPY begin with elsewhere.
-            for n in 1..=8 {
+            for n in 1..=count {
                 let id = n.to_string();
                 first = first.insert(&t, &[(&id).into(), "old".into(), Of::Null]);
                 first = first.insert(&numbered, &[(&id).into(), (&id).into(), "kept".into()]);
@@ -53,29 +54,46 @@ fn every_operation_arrives() {
             let done = (Some(CommitOutcome::Done), 1);
             assert_eq!(at_once(&mut target, first.group(), mode, 1).await, done);
             let mut second = Changes::new();
-            for n in 1..=6 {
+            for n in 1..=count - 2 {
                 let id = n.to_string();
                 second = second.update(&t, &[(&id).into(), "new".into(), (&id).into()]);
+            }
+            for n in 1..=6 {
+                let id = n.to_string();
                 // A row that no UPDATE may change is written anew, with what the change does not say.
                 second = second.update(
                     &numbered,
                     &[(&id).into(), (&format!("1{id}")).into(), Of::Unchanged],
                 );
             }
-            second = second.update_from(&t, &["7".into()], &["70".into(), "moved".into(), Of::Null]);
-            second = second.delete(&t, &["8".into()]);
+            second = second.update_from(
+                &t,
+                &[(&(count - 1).to_string()).into()],
+                &["70".into(), "moved".into(), Of::Null],
+            );
+            second = second.delete(&t, &[(&count.to_string()).into()]);
             second = second.delete(&bare, &["1".into(), Of::Null]);
             let done = (Some(CommitOutcome::Done), 2);
             assert_eq!(at_once(&mut target, second.group(), mode, 2).await, done);
+            let updated = (1..=count - 2).map(|n| format!("{n}:new:{n} "));
             assert_eq!(
                 target.sql("SELECT string_agg(concat_ws(':', id, v, u), ' ' ORDER BY id) FROM t"),
-                "1:new:1 2:new:2 3:new:3 4:new:4 5:new:5 6:new:6 70:moved"
+                updated.collect::<String>() + "70:moved"
             );
+            let kept: Vec<String> = (1..=count)
+                .map(|n| {
+                    if n <= 6 {
+                        format!("{n}:1{n}:kept")
+                    } else {
+                        format!("{n}:{n}:kept")
+                    }
+                })
+                .collect();
             assert_eq!(
                 target.sql("SELECT string_agg(concat_ws(':', id, n, big), ' ' ORDER BY id) FROM numbered"),
-                "1:11:kept 2:12:kept 3:13:kept 4:14:kept 5:15:kept 6:16:kept 7:7:kept 8:8:kept"
+                kept.join(" ")
             );
-            assert_eq!(target.sql("SELECT count(*) FROM bare"), "7");
+            assert_eq!(target.sql("SELECT count(*) FROM bare"), (count - 1).to_string());
         });
     }
 }
@@ -100,12 +118,6 @@ fn what_does_not_hit_its_row_is_not_committed() {
             with(new().insert(&t, &["1".into(), "again".into(), Of::Null])),
             with(new().insert(&deaf, &["1".into()])),
             with(new().insert(&t, &["6".into(), Of::Null, "no number".into()])),
-            // Sets, of which one row fails
-            with((1..=5).fold(new(), |set, n| {
-                set.update(&t, &[(&n.to_string()).into(), "new".into(), Of::Null])
-            })),
-            with((1..=5).fold(new(), |set, n| set.delete(&t, &[(&n.to_string()).into()]))),
-            with((1..=5).fold(new(), |set, n| set.insert(&deaf, &[(&n.to_string()).into()]))),
         ];
         for group in groups {
             // For a second after one that failed none is tried.
@@ -127,6 +139,63 @@ fn what_does_not_hit_its_row_is_not_committed() {
         );
         let error = target.apply(with(new()), PlanMode::Net).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Fenced, "{error:?}");
+    });
+}
+
+#[test]
+fn a_set_that_does_not_hit_all_its_rows_is_not_committed() {
+    let schema = "CREATE TABLE t (id int8 PRIMARY KEY, v text, u int4 UNIQUE); CREATE TABLE other (id int8 PRIMARY KEY); \
+        INSERT INTO t SELECT n, 'old' FROM generate_series(1, 99) n; \
+        CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS \
+            'BEGIN IF NEW.id = 150 THEN RETURN NULL; END IF; RETURN NEW; END'";
+    on_each("at_once_sets", schema, async |mut target| {
+        let t = table("t", &["*id", "v", "u"], Identity::Key);
+        let other = table("other", &["*id"], Identity::Key);
+        let begun = || Changes::new().insert(&other, &["1".into()]);
+        let change = |changes: Changes, operation: &str, id: &str| match operation {
+            "update" => changes.update(&t, &[id.into(), "new".into(), Of::Null]),
+            "delete" => changes.delete(&t, &[id.into(), Of::Null, Of::Null]),
+            _ => changes.insert(&t, &[id.into(), "new".into(), Of::Null]),
+        };
+        // Row 100 is not there, and row 150 will not be.
+        for (groups, operation, rows) in [
+            (1, "update", 51..=100),
+            (2, "delete", 51..=100),
+            (3, "insert", 101..=150),
+        ] {
+            let numbers: Vec<String> = rows.map(|n| n.to_string()).collect();
+            let group = |numbers: &[String]| {
+                let changes = numbers
+                    .iter()
+                    .fold(begun(), |changes, id| change(changes, operation, id));
+                changes.group()
+            };
+            let whole = target.plan(group(&numbers), PlanMode::Net);
+            // The planner would have seen a trigger.
+            target.sql("CREATE TRIGGER swallow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION swallow()");
+            target.sql("ALTER TABLE t ENABLE ALWAYS TRIGGER swallow");
+            target.sink = target.site.sink(STREAM, target.fence.epoch()).await.unwrap();
+            let before = target.sql("SELECT count(*), md5(string_agg(t::text, ' ' ORDER BY id)) FROM t");
+            let outcome = target.sink.apply_at_once(&whole, &checkpoint(groups), true).await;
+            assert_eq!(outcome.unwrap(), None, "{operation}");
+            target.sql("DROP TRIGGER swallow ON t");
+            let after = target.sql("SELECT count(*), md5(string_agg(t::text, ' ' ORDER BY id)) FROM t");
+            assert_eq!(after, before, "{operation}");
+            assert_eq!(target.sql("SELECT count(*) FROM other"), "0");
+
+            // Without the last row it is.
+            let rest = numbers.split_last().unwrap().1;
+            target.sink = target.site.sink(STREAM, target.fence.epoch()).await.unwrap();
+            let done = (Some(CommitOutcome::Done), groups);
+            assert_eq!(
+                at_once(&mut target, group(rest), PlanMode::Net, groups).await,
+                done,
+                "{operation}"
+            );
+            target.sql("DELETE FROM other");
+            target.sql("DELETE FROM t WHERE id > 50");
+            target.sql("INSERT INTO t SELECT n, 'old' FROM generate_series(51, 99) n");
+        }
     });
 }
 
