@@ -37,8 +37,7 @@ const fn case(name: &'static str, work: Work, corpus: fn() -> Corpus, tenth: Opt
     }
 }
 
-const CASES: [Case; 18] = [
-    case("decode/wide", Work::Decode, || Corpus::wide(20_000), None),
+const CASES: [Case; 26] = [
     case("decode/narrow", Work::Decode, || Corpus::narrow(20_000), None),
     case("decode/toast", Work::Decode, || Corpus::toast(20_000), None),
     case(
@@ -47,33 +46,41 @@ const CASES: [Case; 18] = [
         || Corpus::small_transactions(5_000),
         None,
     ),
-    case("plan/wide", Work::Plan, || Corpus::wide(20_000), None),
-    case("plan/narrow", Work::Plan, || Corpus::narrow(20_000), None),
-    case("plan/tx", Work::Plan, || Corpus::small_transactions(5_000), None),
     case(
         "decode/1-table",
         Work::Decode,
-        || Corpus::tables(1, 10, 20_000),
+        || Corpus::tables(1, 10, 200),
         None,
+    ),
+    case(
+        "decode/10-tables",
+        Work::Decode,
+        || Corpus::tables(10, 10, 2_000),
+        Some("decode/1-table"),
+    ),
+    case(
+        "decode/100-tables",
+        Work::Decode,
+        || Corpus::tables(100, 10, 20_000),
+        Some("decode/10-tables"),
     ),
     case(
         "decode/1000-tables",
         Work::Decode,
-        || Corpus::tables(1000, 10, 20_000),
-        None,
+        || Corpus::tables(1000, 10, 200_000),
+        Some("decode/100-tables"),
     ),
-    case("plan/1-table", Work::Plan, || Corpus::tables(1, 10, 20_000), None),
     case(
-        "plan/1000-tables",
-        Work::Plan,
-        || Corpus::tables(1000, 10, 20_000),
+        "decode/10-columns",
+        Work::Decode,
+        || Corpus::tables(1, 10, 2_000),
         None,
     ),
     case(
         "decode/100-columns",
         Work::Decode,
         || Corpus::tables(1, 100, 2_000),
-        None,
+        Some("decode/10-columns"),
     ),
     case(
         "decode/1000-columns",
@@ -81,18 +88,7 @@ const CASES: [Case; 18] = [
         || Corpus::tables(1, 1000, 2_000),
         Some("decode/100-columns"),
     ),
-    case(
-        "plan/100-columns",
-        Work::Plan,
-        || Corpus::tables(1, 100, 2_000),
-        None,
-    ),
-    case(
-        "plan/1000-columns",
-        Work::Plan,
-        || Corpus::tables(1, 1000, 2_000),
-        Some("plan/100-columns"),
-    ),
+    case("decode/wide", Work::Decode, || Corpus::wide(20_000), None),
     case(
         "decode/wide-x10",
         Work::Decode,
@@ -100,16 +96,68 @@ const CASES: [Case; 18] = [
         Some("decode/wide"),
     ),
     case(
+        "decode/wide-x100",
+        Work::Decode,
+        || Corpus::wide(2_000_000),
+        Some("decode/wide-x10"),
+    ),
+    case("plan/narrow", Work::Plan, || Corpus::narrow(20_000), None),
+    case("plan/tx", Work::Plan, || Corpus::small_transactions(5_000), None),
+    case(
+        "plan/tx-x10",
+        Work::Plan,
+        || Corpus::small_transactions(50_000),
+        Some("plan/tx"),
+    ),
+    case("plan/1-table", Work::Plan, || Corpus::tables(1, 10, 200), None),
+    case(
+        "plan/10-tables",
+        Work::Plan,
+        || Corpus::tables(10, 10, 2_000),
+        Some("plan/1-table"),
+    ),
+    case(
+        "plan/100-tables",
+        Work::Plan,
+        || Corpus::tables(100, 10, 20_000),
+        Some("plan/10-tables"),
+    ),
+    case(
+        "plan/1000-tables",
+        Work::Plan,
+        || Corpus::tables(1000, 10, 200_000),
+        Some("plan/100-tables"),
+    ),
+    case(
+        "plan/10-columns",
+        Work::Plan,
+        || Corpus::tables(1, 10, 2_000),
+        None,
+    ),
+    case(
+        "plan/100-columns",
+        Work::Plan,
+        || Corpus::tables(1, 100, 2_000),
+        Some("plan/10-columns"),
+    ),
+    case(
+        "plan/1000-columns",
+        Work::Plan,
+        || Corpus::tables(1, 1000, 2_000),
+        Some("plan/100-columns"),
+    ),
+    case("plan/wide", Work::Plan, || Corpus::wide(20_000), None),
+    case(
         "plan/wide-x10",
         Work::Plan,
         || Corpus::wide(200_000),
         Some("plan/wide"),
     ),
     case(
-        "plan/tx-x10",
+        "plan/wide-x100",
         Work::Plan,
-        || Corpus::small_transactions(50_000),
-        Some("plan/tx"),
+        || Corpus::wide(2_000_000),
+        Some("plan/wide-x10"),
     ),
 ];
 

@@ -10,8 +10,10 @@
 //!
 //! A flight is a pipeline that ends in one Sync: nothing in it waits for an answer, however many statements it has.
 
+mod commit;
 mod decided;
 mod fault;
+mod feed;
 mod flight;
 mod net;
 pub(crate) mod origin;
@@ -31,24 +33,20 @@ pub(crate) use session::{SessionRole, replica_role};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cdc_core::plan::{ApplyPlan, Step};
+use cdc_core::plan::ApplyPlan;
 use cdc_core::sink::Applied;
 use cdc_core::{Action, BoxFuture, Checkpoint, CommitOutcome, Error, Kind, Result, Sink, failpoint};
 
 use tokio::time::timeout;
 
-use crate::catalog::qualified;
 use crate::config::Config;
-use crate::error::Kind as PgKind;
 use crate::state::doubt::{Doubt, Doubts};
-use crate::state::explained;
 use crate::wire::{Connection, Format, Stage, TransactionStatus};
-use decided::Decided;
+use feed::feed;
 use flight::{Failure, Flight, Halt, Subject};
+use net::Buffers;
 #[cfg(any(test, feature = "testing"))]
 pub use net::NetBytes;
-use net::{Buffers, NetSets};
-use rows::Rows;
 use suppressed::{Suspects, overtaken};
 
 pub(crate) use suppressed::suppressors;
@@ -84,9 +82,6 @@ impl From<Error> for Flown {
     }
 }
 
-/// After a group that could not be committed at once how long none is tried, at first and at most: what is the matter may
-/// be the same for the next, and each is sent twice.
-const AT_ONCE_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 /// How long what was abandoned may take to end.
 const ABANDON: Duration = Duration::from_secs(1);
 /// Whether any session waits for a lock that this one holds.
@@ -300,184 +295,6 @@ impl PgSink {
         }
     }
 
-    /// Sends a plan with its transaction around it, COMMIT included, in one flight. A statement that fails has the
-    /// server skip the others up to the end of the flight.
-    async fn apply_and_commit(
-        &mut self,
-        plan: &ApplyPlan,
-        checkpoint: &Checkpoint,
-        soon: bool,
-    ) -> Result<Option<CommitOutcome>> {
-        if self.progress != Progress::None {
-            return Err(Error::bug(
-                "a group is committed at once inside a target transaction",
-            ));
-        }
-        if self.not_at_once.is_some_and(|(until, _)| Instant::now() < until) {
-            return Ok(None);
-        }
-        self.begin_transaction().await?;
-        let ready = self.make_ready(plan).await;
-        if ready.is_err() || !self.end_can_be_awaited() {
-            self.rollback_transaction().await?;
-            // A session that is lost is made anew from the checkpoint.
-            return match ready {
-                Err(error) if error.what_to_do() == Action::Reconnect => Err(self.not_ready(error).await),
-                _ => Ok(None),
-            };
-        }
-        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
-        let mut flight = Flight::to_commit(connection).await?;
-        self.doubt.begin();
-        let mut opening = Opening {
-            stream: &self.stream,
-            epoch: &self.epoch,
-            role: self.role,
-            progress: &mut self.progress,
-        };
-        let mut fed = opening.send(&mut flight).await;
-        if fed.is_ok() {
-            fed = feed(&mut flight, plan, &mut self.tables, &mut self.buffers, self.role).await;
-        }
-        #[cfg(feature = "failpoints")]
-        flight.flush().await;
-        failpoint!("sink.applied", error);
-        failpoint!("sink.before-commit", error);
-        if fed.is_ok() {
-            fed = feed_commit(&mut flight, checkpoint, soon);
-        }
-        #[cfg(feature = "failpoints")]
-        flight.flush().await;
-        failpoint!("sink.sent");
-        let failure = match flight.finish(fed).await {
-            Ok(_) => {
-                failpoint!("sink.committed");
-                self.tables.settle(true);
-                self.progress = Progress::None;
-                self.doubt.committed(soon);
-                self.not_at_once = None;
-                return Ok(Some(CommitOutcome::Done));
-            }
-            Err(failure) => failure,
-        };
-        self.tables.settle(false);
-        if lost_connection(&failure) {
-            return self.lost_in_commit(failure).map(Some);
-        }
-        self.doubt.end();
-        tracing::debug!(?failure, "not committed at once");
-        let [first, most] = AT_ONCE_AGAIN;
-        let pause = self.not_at_once.map_or(first, |(_, last)| most.min(last * 2));
-        self.not_at_once = Some((Instant::now() + pause, pause));
-        self.rollback_transaction().await?;
-        Ok(None)
-    }
-
-    /// Everything went out at once, so the server may have come to the COMMIT; and a session that is ended while it
-    /// waits for a synchronous standby has committed already.
-    fn lost_in_commit(&mut self, failure: Failure) -> Result<CommitOutcome> {
-        self.drop_connection();
-        self.doubt.remains();
-        match failure {
-            // It would be answered in the same way again.
-            Failure::Server { error, .. } if matches!(error.kind, PgKind::Protocol | PgKind::Limit) => {
-                Err(Error::from(error).context("committing"))
-            }
-            failure => {
-                tracing::warn!(?failure, "the answer to COMMIT is lost");
-                Ok(CommitOutcome::Unknown)
-            }
-        }
-    }
-
-    /// Whether [`Doubts::settle`] can wait for the session's end, before which a flight may still arrive.
-    fn end_can_be_awaited(&self) -> bool {
-        self.connection
-            .as_ref()
-            .is_some_and(|connection| connection.backend().is_some())
-    }
-
-    async fn commit_transaction(&mut self, checkpoint: &Checkpoint, soon: bool) -> Result<CommitOutcome> {
-        if self.progress == Progress::None {
-            return Err(Error::bug("a commit outside a target transaction"));
-        }
-        if self.progress == Progress::Asked && !self.end_can_be_awaited() {
-            self.open_alone().await?;
-        }
-        failpoint!("sink.before-commit", error);
-        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
-        let mut flight = Flight::to_commit(connection).await?;
-        self.doubt.begin();
-        let mut opening = Opening {
-            stream: &self.stream,
-            epoch: &self.epoch,
-            role: self.role,
-            progress: &mut self.progress,
-        };
-        let mut fed = opening.send_if_asked(&mut flight);
-        if fed.is_ok() {
-            fed = feed_commit(&mut flight, checkpoint, soon);
-        }
-        #[cfg(feature = "failpoints")]
-        flight.flush().await;
-        failpoint!("sink.sent");
-        let failure = match flight.finish(fed).await {
-            Ok(_) => {
-                failpoint!("sink.committed");
-                self.progress = Progress::None;
-                self.doubt.committed(soon);
-                return Ok(CommitOutcome::Done);
-            }
-            Err(failure) => failure,
-        };
-        if lost_connection(&failure) {
-            return self.lost_in_commit(failure);
-        }
-        self.doubt.end();
-        let error = match failure {
-            Failure::Server { error, .. } => explained(error, &self.stream),
-            Failure::Own(error) => error,
-            Failure::Count { .. } | Failure::Overtaken(_) => Error::bug("rows were counted of a commit"),
-        };
-        Err(match self.rollback_transaction().await {
-            Ok(()) => error,
-            Err(lost) => lost,
-        })
-    }
-
-    /// Opens a target transaction without data, and waits until it holds the fence. Sent in one flight with its
-    /// COMMIT, it could still be on its way when the connection breaks: whoever waits for the doubtful COMMIT would
-    /// find the fence free, and the checkpoint would move under the session that has read it. Where the end of a session
-    /// can be awaited this does no harm.
-    async fn open_alone(&mut self) -> Result<()> {
-        let connection = self.connection.as_mut().ok_or_else(not_connected)?;
-        let mut flight = Flight::begin(connection).await?;
-        let mut opening = Opening {
-            stream: &self.stream,
-            epoch: &self.epoch,
-            role: self.role,
-            progress: &mut self.progress,
-        };
-        let fed = opening.send(&mut flight).await;
-        let Err(failure) = flight.finish(fed).await else {
-            return Ok(());
-        };
-        let lost = lost_connection(&failure);
-        let error = match failure {
-            Failure::Server { error, .. } => explained(error, &self.stream),
-            Failure::Own(error) => error,
-            Failure::Count { .. } | Failure::Overtaken(_) => Error::bug("rows were counted of a beginning"),
-        };
-        if lost {
-            self.drop_connection();
-            return Err(error);
-        }
-        Err(match self.rollback_transaction().await {
-            Ok(()) => error,
-            Err(lost) => lost,
-        })
-    }
-
     async fn rollback_transaction(&mut self) -> Result<()> {
         let open = matches!(self.progress, Progress::Open { .. });
         self.progress = Progress::None;
@@ -583,138 +400,6 @@ impl Opening<'_> {
         let values = [self.stream, self.epoch].map(|value| Some(value.as_bytes()));
         flight.run(session::FENCE, Format::Text, values, Subject::Fence, None)
     }
-}
-
-async fn feed(
-    flight: &mut Flight<'_>,
-    plan: &ApplyPlan,
-    tables: &mut Tables,
-    buffers: &mut Buffers,
-    role: SessionRole,
-) -> Result<(), Halt> {
-    for (number, step) in plan.steps.iter().enumerate() {
-        match step {
-            Step::Net(net) if decides(plan, net.table) => {
-                Decided {
-                    plan,
-                    table: net.table,
-                    tables,
-                    buffers,
-                }
-                .send_net(flight, net)
-                .await?
-            }
-            Step::Net(net) => {
-                NetSets {
-                    plan,
-                    net,
-                    tables,
-                    buffers,
-                }
-                .send(flight)
-                .await?
-            }
-            Step::Ordered(rows) => {
-                Rows::new(plan)
-                    .send_ordered(flight, tables, buffers, rows)
-                    .await?
-            }
-            Step::Truncate {
-                tables: emptied,
-                truncation,
-            } => {
-                let restarts = truncation.restart_identity && may_restart(plan, emptied, tables)?;
-                let truncate = truncate(plan, emptied, restarts)?;
-                let statements: &[&str] = match role {
-                    SessionRole::Replica => &[&truncate],
-                    // The server empties no table that a deferred check still waits for.
-                    SessionRole::Origin => &[
-                        "SET CONSTRAINTS ALL IMMEDIATE",
-                        &truncate,
-                        "SET CONSTRAINTS ALL DEFERRED",
-                    ],
-                };
-                for sql in statements {
-                    flight.once(sql, Subject::Truncate { step: number }).await?;
-                }
-            }
-        }
-        failpoint!("sink.mid-apply");
-    }
-    Ok(())
-}
-
-/// Whether a policy decides about the plan's table of this number.
-fn decides(plan: &ApplyPlan, table: usize) -> bool {
-    plan.tables
-        .get(table)
-        .is_some_and(|table| table.target.policy.decides())
-}
-
-/// Whether the role may restart the sequences of these tables. Where it may not, they go on: they are set ahead of the
-/// source's in the end.
-fn may_restart(plan: &ApplyPlan, emptied: &[usize], tables: &Tables) -> Result<bool> {
-    for table in emptied {
-        let bound = tables.at(tables.place(plan, *table)?)?;
-        if !bound.columns.iter().all(|column| column.restarts) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Dependants that the source's CASCADE reached are in its list; what refers to the tables on the target alone must
-/// not be emptied.
-fn truncate(plan: &ApplyPlan, tables: &[usize], restart_identity: bool) -> Result<String> {
-    let mut names = Vec::with_capacity(tables.len());
-    for table in tables {
-        let table = plan.tables.get(*table);
-        let table = table.ok_or_else(|| Error::bug("a plan names a table beyond its list"))?;
-        let only = if table.target.partitioned { "" } else { "ONLY " };
-        names.push(format!("{only}{}", qualified(&table.target.name)));
-    }
-    let restart = if restart_identity { " RESTART IDENTITY" } else { "" };
-    Ok(format!("TRUNCATE TABLE {}{restart} RESTRICT", names.join(", ")))
-}
-
-fn feed_commit(flight: &mut Flight<'_>, checkpoint: &Checkpoint, soon: bool) -> Result<(), Halt> {
-    let (source, changes) = (&checkpoint.source, &checkpoint.changes);
-    let numbers = [
-        checkpoint.groups,
-        checkpoint.transactions,
-        changes.read,
-        changes.applied,
-        changes.coalesced,
-        changes.looped,
-        changes.filtered,
-        changes.superseded,
-        changes.dead_lettered,
-        changes.internal,
-    ]
-    .map(|number| number.to_string());
-    let time = checkpoint.commit_time_micros.to_string();
-    let texts = [
-        &checkpoint.stream,
-        &source.system,
-        &source.database,
-        &source.timeline,
-        &source.slot,
-        checkpoint.position.as_str(),
-        &time,
-    ];
-    let values = texts.into_iter().chain(numbers.iter().map(String::as_str));
-    let values = values.map(|value| Some(value.as_bytes()));
-    flight.run(
-        session::CHECKPOINT,
-        Format::Text,
-        values,
-        Subject::Checkpoint,
-        None,
-    )?;
-    if soon {
-        flight.run(session::SOON, Format::Text, [], Subject::Session, None)?;
-    }
-    flight.run(session::COMMIT, Format::Text, [], Subject::Session, None)
 }
 
 impl Sink for PgSink {

@@ -67,14 +67,7 @@ impl Following {
 
     /// The most memory that the process has held, in bytes.
     fn peak(&self) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.running.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-        let kib: u64 = line
-            .and_then(|line| line.split_whitespace().nth(1))
-            .and_then(|number| number.parse().ok())
-            .expect("a peak in KiB");
-        kib << 10
+        testbed::usage::peak(self.running.pid()).expect("it runs")
     }
 
     /// Applies the rows 1 to `rows` that blue inserts by `script` in one transaction, of which green takes nothing before

@@ -31,6 +31,7 @@ pub mod process;
 pub mod provision;
 pub mod proxy;
 mod table;
+pub mod usage;
 mod watchdog;
 pub mod workload;
 

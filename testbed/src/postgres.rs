@@ -188,6 +188,11 @@ impl PgCluster {
             .map(drop)
     }
 
+    /// The server's first process, the parent of its others, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.postmaster.as_ref().map(Child::id)
+    }
+
     /// Whether the server process runs.
     pub fn is_running(&mut self) -> bool {
         self.postmaster

@@ -1,4 +1,4 @@
-//! Processes: signals, and what `/proc` tells about them: identity beyond the pid, and parentage.
+//! Processes: signals, and what `/proc` tells about them: identity beyond the pid, parentage, CPU time.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -33,6 +33,8 @@ pub(crate) fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> b
 pub(crate) struct Stat {
     state: String,
     parent: u32,
+    /// CPU time of all its threads, in clock ticks.
+    pub(crate) ticks: u64,
     /// Start time in clock ticks since boot: together with the pid it names one process for ever.
     pub(crate) start: u64,
 }
@@ -46,8 +48,15 @@ impl Stat {
         let mut fields = line.get(line.rfind(')')? + 1..)?.split_whitespace();
         let state = fields.next()?.to_owned();
         let parent = fields.next()?.parse().ok()?;
-        let start = fields.nth(17)?.parse().ok()?;
-        Some(Stat { state, parent, start })
+        let user: u64 = fields.nth(9)?.parse().ok()?;
+        let system: u64 = fields.next()?.parse().ok()?;
+        let start = fields.nth(6)?.parse().ok()?;
+        Some(Stat {
+            state,
+            parent,
+            ticks: user + system,
+            start,
+        })
     }
 
     /// Whether the process still runs: a zombie only waits for its parent.

@@ -55,7 +55,7 @@ struct Workload {
 
 enum Work {
     /// one transaction
-    Sql(&'static str),
+    Sql(String),
     /// pgbench TPC-B transactions
     TpcB(u32),
 }
@@ -64,10 +64,14 @@ const PGBENCH_TABLES: &str = "pgbench_accounts, pgbench_branches, pgbench_teller
 /// A table of ten columns.
 pub(crate) const WIDE: &str = "DROP TABLE IF EXISTS wide; CREATE TABLE wide (id bigint PRIMARY KEY, a int, b bigint, \
     c text, d text, e numeric(12,2), f timestamptz, g boolean, h double precision, i text)";
-/// A million rows of it.
-pub(crate) const WIDE_ROWS: &str = "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
-    '2026-01-01'::timestamptz + n * interval '1 second', n % 2 = 0, n * 1.5, 'note ' || (n % 97) \
-    FROM generate_series(1, 1000000) n";
+/// The row `n` of it.
+pub(crate) const WIDE_ROW: &str = "n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
+    '2026-01-01'::timestamptz + n * interval '1 second', n % 2 = 0, n * 1.5, 'note ' || (n % 97)";
+
+/// Inserts the rows 1 to `rows` of it.
+pub(crate) fn wide_rows(rows: u32) -> String {
+    format!("INSERT INTO wide SELECT {WIDE_ROW} FROM generate_series(1, {rows}) n")
+}
 
 fn workloads() -> Vec<Workload> {
     vec![
@@ -79,24 +83,25 @@ fn workloads() -> Vec<Workload> {
         Workload {
             name: "insert-1m",
             setup: "TRUNCATE wide",
-            work: Work::Sql(WIDE_ROWS),
+            work: Work::Sql(wide_rows(1_000_000)),
         },
         Workload {
             name: "update-500k",
             setup: "",
-            work: Work::Sql("UPDATE wide SET a = a + 1, c = c || '!' WHERE id <= 500000"),
+            work: Work::Sql("UPDATE wide SET a = a + 1, c = c || '!' WHERE id <= 500000".to_owned()),
         },
         Workload {
             name: "delete-300k",
             setup: "",
-            work: Work::Sql("DELETE FROM wide WHERE id > 700000"),
+            work: Work::Sql("DELETE FROM wide WHERE id > 700000".to_owned()),
         },
         Workload {
             name: "values-of-200kb",
             setup: "",
             work: Work::Sql(
                 "INSERT INTO wide SELECT n, 1, 1, 'name', repeat(md5(n::text), 6250), 1, now(), true, 1, 'note' \
-                 FROM generate_series(2000001, 2002000) n",
+                 FROM generate_series(2000001, 2002000) n"
+                    .to_owned(),
             ),
         },
     ]
@@ -340,7 +345,7 @@ fn catch_up(
     source.run("ALTER TABLE pgbench_history REPLICA IDENTITY FULL")?;
     source.run(WIDE)?;
     source.run("CREATE TABLE last_row (id bigint PRIMARY KEY)")?;
-    source.run(WIDE_ROWS)?;
+    source.run(&wide_rows(1_000_000))?;
     source.run("VACUUM ANALYZE")?;
     follow(&args.conflict, binary, tools, [&blue, &green]).context("first run of cdc-sync")?;
     let subscriber = Psql::new(tools, native.url("postgres"));
@@ -364,7 +369,7 @@ fn catch_up(
         if round > 0 {
             // Back to the first round's data, outside the timing.
             source.run("TRUNCATE wide")?;
-            source.run(WIDE_ROWS)?;
+            source.run(&wide_rows(1_000_000))?;
             drain(&source, &subscriber, &mut last_row)?;
             follow(&args.conflict, binary, tools, [&blue, &green])?;
         }
@@ -373,7 +378,7 @@ fn catch_up(
             if !workload.setup.is_empty() {
                 source.run(workload.setup)?;
             }
-            match workload.work {
+            match &workload.work {
                 Work::Sql(sql) => drop(source.run(sql)?),
                 Work::TpcB(transactions) => {
                     let each = (transactions / 2).to_string();

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use testbed::provision::{ToolsInstall, postgres_tools};
 
-use crate::bench_compare::{WIDE, WIDE_ROWS, cluster, follow, median};
+use crate::bench_compare::{WIDE, cluster, follow, median, wide_rows};
 use crate::build::release_binary;
 use crate::psql::Psql;
 
@@ -73,7 +73,7 @@ fn round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, number: us
     follow(&[], binary, tools, [&blue, &green]).context("first run of cdc-sync")?;
     source.run("CREATE PUBLICATION alone FOR TABLE wide")?;
     source.run("SELECT pg_create_logical_replication_slot('alone', 'pgoutput')")?;
-    source.run(WIDE_ROWS)?;
+    source.run(&wide_rows(1_000_000))?;
     source.run("CHECKPOINT")?;
     let end = source.run("SELECT pg_current_wal_lsn()")?;
     let folder = tempfile::tempdir()?;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use testbed::postgres::PgCluster;
 use testbed::provision::{ToolsInstall, postgres_tools};
 
-use crate::bench_compare::{WIDE, cluster, follow, median, pgbench, seeds};
+use crate::bench_compare::{WIDE, cluster, follow, median, pgbench, seeds, wide_rows};
 use crate::build::release_binary;
 use crate::psql::Psql;
 
@@ -44,28 +44,29 @@ pub(crate) struct Args {
 /// What is written on blue.
 enum Work {
     /// One transaction
-    Sql(&'static str),
+    Sql(String),
     /// So many sessions of pgbench, with so many transactions each
     TpcB(u32, u32),
 }
 
-const WORKLOADS: [(&str, Work); 5] = [
-    ("tpcb-2k", Work::TpcB(1, 2_000)),
-    (
-        "insert-20k",
-        Work::Sql(
-            "INSERT INTO wide SELECT n, n % 1000, n * 7, 'name ' || n, repeat('x', 40), n / 100.0, \
-             '2026-01-01'::timestamptz + n * interval '1 second', n % 2 = 0, n * 1.5, 'note ' || (n % 97) \
-             FROM generate_series(1, 20000) n",
+/// Rows of the table that one transaction inserts, or changes.
+const WIDE_ROWS: u32 = 20_000;
+
+fn workloads() -> [(&'static str, Work); 5] {
+    [
+        ("tpcb-2k", Work::TpcB(1, 2_000)),
+        ("insert-20k", Work::Sql(wide_rows(WIDE_ROWS))),
+        (
+            "update-10k",
+            Work::Sql("UPDATE wide SET a = a + 1, c = c || '!' WHERE id <= 10000".to_owned()),
         ),
-    ),
-    (
-        "update-10k",
-        Work::Sql("UPDATE wide SET a = a + 1, c = c || '!' WHERE id <= 10000"),
-    ),
-    ("delete-6k", Work::Sql("DELETE FROM wide WHERE id > 14000")),
-    ("tpcb-2k-by-two", Work::TpcB(2, 1_000)),
-];
+        (
+            "delete-6k",
+            Work::Sql("DELETE FROM wide WHERE id > 14000".to_owned()),
+        ),
+        ("tpcb-2k-by-two", Work::TpcB(2, 1_000)),
+    ]
+}
 
 /// Seconds of both sides in one round, and whether their greens are as blue is.
 struct Round {
@@ -101,7 +102,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             print(&seed.name, &rounds.collect::<Result<Vec<Round>>>()?)?;
         }
     }
-    let wanted = WORKLOADS.iter().filter(|(name, _)| name.contains(&args.only));
+    let workloads = workloads();
+    let wanted = workloads.iter().filter(|(name, _)| name.contains(&args.only));
     for (name, work) in wanted {
         let rounds = (0..args.rounds).map(|number| bench.catch_up(number, work));
         print(name, &rounds.collect::<Result<Vec<Round>>>()?)?;
@@ -162,9 +164,8 @@ impl Bench<'_> {
         pgbench(&self.tools, &url, &["-i", "-q", "-s", "10"])?;
         source.run("ALTER TABLE pgbench_history REPLICA IDENTITY FULL")?;
         source.run(WIDE)?;
-        let rows = matches!(work, Work::Sql(sql) if !sql.starts_with("INSERT"));
-        if let (true, Some((_, Work::Sql(insert)))) = (rows, WORKLOADS.get(1)) {
-            source.run(insert)?;
+        if matches!(work, Work::Sql(sql) if !sql.starts_with("INSERT")) {
+            source.run(&wide_rows(WIDE_ROWS))?;
         }
         source.run("VACUUM ANALYZE")?;
         follow(&[], &self.binary, &self.tools, [&blue, &ours]).context("first run of cdc-sync")?;
@@ -201,11 +202,12 @@ impl Bench<'_> {
             let first = pgcopydb()?;
             (cdc_sync()?, first)
         };
-        let wanted = self.content(blue)?;
+        let content = |server: &PgCluster| Psql::new(&self.tools, server.url("postgres")).content();
+        let wanted = content(blue)?;
         Ok(Round {
             ours: our_time,
             theirs: their_time,
-            same: [self.content(ours)? == wanted, self.content(theirs)? == wanted],
+            same: [content(ours)? == wanted, content(theirs)? == wanted],
         })
     }
 
@@ -260,21 +262,5 @@ impl Bench<'_> {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(seconds)
-    }
-
-    /// Of every table its name, its number of rows and a sum over them.
-    fn content(&self, server: &PgCluster) -> Result<String> {
-        let psql = Psql::new(&self.tools, server.url("postgres"));
-        let tables =
-            psql.run("SELECT relname FROM pg_stat_user_tables WHERE schemaname = 'public' ORDER BY 1")?;
-        let each: Vec<String> = tables
-            .lines()
-            .map(|table| {
-                format!(
-                    "SELECT '{table}', count(*), sum(hashtextextended(rows::text, 0)::numeric) FROM {table} rows"
-                )
-            })
-            .collect();
-        psql.run(&format!("{} ORDER BY 1", each.join(" UNION ALL ")))
     }
 }

@@ -8,6 +8,7 @@ mod bench_compare;
 mod bench_inserts;
 mod bench_latency;
 mod bench_pgcopydb;
+mod bench_scale;
 mod build;
 mod demo;
 mod fuzz;
@@ -40,6 +41,8 @@ enum Task {
     BenchLatency(bench_latency::Args),
     /// Time cdc-sync beside pgcopydb, which is not fetched, on the same work
     BenchPgcopydb(bench_pgcopydb::Args),
+    /// Catch-ups over tables, columns and rows a transaction, with the CPU time of each part
+    BenchScale(bench_scale::Args),
     /// Every fuzz target for a bounded number of executions
     Fuzz(fuzz::Args),
     /// Run every check and test, as CI does
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::BenchInserts(args) => bench_inserts::run(&args),
         Task::BenchLatency(args) => bench_latency::run(&args),
         Task::BenchPgcopydb(args) => bench_pgcopydb::run(&args),
+        Task::BenchScale(args) => bench_scale::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Test(args) => test::run(&args),
     };

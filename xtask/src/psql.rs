@@ -60,6 +60,21 @@ impl<'a> Psql<'a> {
         Ok(())
     }
 
+    /// Of every table of `public` its name, its number of rows and a sum over them.
+    pub(crate) fn content(&self) -> Result<String> {
+        let tables =
+            self.run("SELECT relname FROM pg_stat_user_tables WHERE schemaname = 'public' ORDER BY 1")?;
+        let each: Vec<String> = tables
+            .lines()
+            .map(|table| {
+                format!(
+                    "SELECT '{table}', count(*), sum(hashtextextended(rows::text, 0)::numeric) FROM {table} rows"
+                )
+            })
+            .collect();
+        self.run(&format!("{} ORDER BY 1", each.join(" UNION ALL ")))
+    }
+
     /// Waits, within one session of the server, until `condition` holds: the wait costs no process starts.
     pub(crate) fn wait_inside(&self, condition: &str, limit: Duration) -> Result<()> {
         let seconds = limit.as_secs();

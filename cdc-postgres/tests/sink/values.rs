@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use cdc_core::model::{CanonicalReader, Identity, encode_canonical};
 use cdc_core::plan::PlanMode;
-use cdc_core::{DataType, Encoding, Value};
+use cdc_core::{CommitOutcome, DataType, Encoding, Value};
 
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::changes::{Changes, Of, table, typed_table};
 use crate::on_each;
+use crate::target::checkpoint;
 
 /// Type and the values it is tried with.
 const VALUES: &[(&str, &[&str])] = &[
@@ -175,6 +176,63 @@ fn text_of_every_type_arrives_by_every_way() {
             for (read, expected) in read.iter().zip(&expected) {
                 let column: usize = expected.split(' ').nth(1).unwrap().parse().unwrap();
                 assert_eq!(read, expected, "{name}, {}", VALUES[column].0);
+            }
+        }
+    });
+}
+
+#[test]
+fn sets_that_are_committed_at_once_take_every_type() {
+    on_each("values_at_once", &schema(), async |mut target| {
+        let names: Vec<String> = (0..VALUES.len()).map(|number| format!("v{number}")).collect();
+        // A table for each: a type that no array takes keeps the others of its table from it.
+        for (made, (name, _)) in names.iter().zip(VALUES) {
+            target.sql(&format!("CREATE TABLE {made} (id int PRIMARY KEY, v {name})"));
+        }
+        let selection = cdc_core::TableSelection::default();
+        let facts = target.site.target_tables(&selection).await.unwrap();
+        let mut planner = crate::target::planner(facts);
+        let config = cdc_postgres::config::Config::parse(&target.cluster.url(&target.database)).unwrap();
+        let (client, _driver) = config.connect_client(&[]).await.unwrap();
+        let mut groups = 0;
+        for (made, (name, values)) in names.iter().zip(VALUES) {
+            let t = table(made, &["*id", "v"], Identity::Key);
+            // Sets begin with 33 rows. The second time every row has the value of the next.
+            for shift in [0, 1] {
+                let cells: Vec<Option<&str>> = (shift..40 + shift)
+                    .map(|n| {
+                        values
+                            .iter()
+                            .copied()
+                            .map(Some)
+                            .chain([None])
+                            .cycle()
+                            .nth(n)
+                            .flatten()
+                    })
+                    .collect();
+                let mut changes = Changes::new();
+                for (id, cell) in cells.iter().enumerate() {
+                    let row = [Of::Text(&id.to_string()), cell.map_or(Of::Null, Of::Text)];
+                    changes = match shift {
+                        0 => changes.insert(&t, &row),
+                        _ => changes.update(&t, &row),
+                    };
+                }
+                groups += 1;
+                let plan = planner.compile(changes.group(), PlanMode::Net).unwrap();
+                let outcome = target.sink.apply_at_once(&plan, &checkpoint(groups), true).await;
+                assert_eq!(outcome.unwrap(), Some(CommitOutcome::Done), "{name}");
+                let sql = format!("SELECT v FROM public.{made} ORDER BY id");
+                let read = client.simple_query(&sql).await.unwrap();
+                let read: Vec<Option<&str>> = read
+                    .iter()
+                    .filter_map(|message| match message {
+                        SimpleQueryMessage::Row(row) => Some(row.get(0)),
+                        _ => None,
+                    })
+                    .collect();
+                assert_eq!(read, cells, "{name}");
             }
         }
     });
