@@ -3,7 +3,7 @@
 //! Each case has new servers. Its tables are copied empty; then rows are inserted and, after that has been followed,
 //! updated, each in transactions of the case's size while cdc-sync is off. A run of ours is timed from process start
 //! to exit. Beside its seconds stand the CPU seconds of blue's walsender, of ours, and of green's busiest session: what is
-//! as high as the seconds is the limit. Afterwards every table of green is compared with blue.
+//! as high as the seconds is the limit. Other sessions are not counted. Afterwards every table of green is compared with blue.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 18)]
     major: u16,
     /// Rows of the largest transaction
-    #[arg(long, default_value_t = 10_000_000)]
+    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(10_000..))]
     rows: u64,
     /// Only axes whose name contains this: tables, columns, transaction
     #[arg(long, default_value = "")]
@@ -60,7 +60,7 @@ fn cases(args: &Args) -> Vec<Case> {
         create: format!("{WIDE}; {}; DROP TABLE wide", copies_of_wide(tables)),
         insert: format!("INSERT INTO filled SELECT {WIDE_ROW} FROM generate_series($1, $2) n"),
         update: "UPDATE filled SET a = a + 1 WHERE id BETWEEN $1 AND $2",
-        rows,
+        rows: rows / transaction * transaction,
         transaction,
     };
     let mut cases = Vec::new();
