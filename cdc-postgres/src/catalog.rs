@@ -83,6 +83,11 @@ pub(crate) fn own_table(partitions: Partitions) -> &'static str {
     }
 }
 
+/// `pg_class c` and, if it is partitioned, all of its partitions. An array, because the planner takes a function for a
+/// thousand rows and would read all of `pg_class` anew for each `c`: an array it looks up by the index.
+pub(crate) const MEMBERS: &str = "CASE c.relkind WHEN 'p' \
+     THEN ARRAY(SELECT p.relid::oid FROM pg_partition_tree(c.oid) p) ELSE ARRAY[c.oid] END";
+
 /// The selected tables, each leaf partition or each partitioned table as one.
 ///
 /// A deferrable primary key identifies no row in the log, nor does one whose index is not valid
@@ -104,8 +109,8 @@ pub(crate) async fn inspect(client: &Client, selection: &TableSelection) -> Resu
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          CROSS JOIN LATERAL ( \
              SELECT sum(GREATEST(m.reltuples, 0))::float8 AS rows, sum(pg_table_size(m.oid))::int8 AS bytes \
-             FROM (SELECT c.oid UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
-             JOIN pg_class m ON m.oid = x.oid WHERE m.relkind = 'r' OR c.relkind = 'p' AND m.oid <> c.oid) s \
+             FROM pg_class m WHERE m.oid = ANY ({MEMBERS}) \
+                 AND (m.relkind = 'r' OR c.relkind = 'p' AND m.oid <> c.oid)) s \
          CROSS JOIN LATERAL ( \
              SELECT COALESCE(array_agg(t.attname::text ORDER BY t.attnum), '{{}}') AS names, \
                     COALESCE(array_agg(format_type(t.atttypid, t.atttypmod) ORDER BY t.attnum), '{{}}') AS types, \

@@ -25,17 +25,19 @@ struct Sequence {
 }
 
 /// The tables that take values from sequence `s`: the one whose column owns it (a serial or identity column), those
-/// with a default that names it, and their partitions, which may have neither.
+/// with a default that names it, and their partitions, which may have neither. An array, for the reason of [`MEMBERS`].
+///
+/// [`MEMBERS`]: crate::catalog::MEMBERS
 const TABLES: &str = "SELECT array_agg(n.nspname::text ORDER BY n.nspname, c.relname), \
             array_agg(c.relname::text ORDER BY n.nspname, c.relname) \
-     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid IN ( \
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY (ARRAY( \
          WITH users (oid) AS ( \
              SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = s.seqrelid \
                  AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i') \
              UNION SELECT f.adrelid FROM pg_depend d JOIN pg_attrdef f ON f.oid = d.objid \
              WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass \
                  AND d.refobjid = s.seqrelid) \
-         SELECT u.oid FROM users u UNION SELECT p.relid FROM users u, pg_partition_tree(u.oid) p)";
+         SELECT u.oid FROM users u UNION SELECT p.relid FROM users u, pg_partition_tree(u.oid) p))";
 
 /// All sequences of the user's schemas, those of identity and serial columns included.
 pub(crate) async fn read(client: &Client) -> Result<Vec<SequenceState>> {

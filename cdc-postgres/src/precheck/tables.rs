@@ -4,7 +4,7 @@ use cdc_core::engine::{Finding, Severity, Side};
 use cdc_core::{Result, TableName, TableSelection};
 
 use super::{Findings, Session, few};
-use crate::catalog::{own_table, qualified};
+use crate::catalog::{MEMBERS, own_table, qualified};
 use crate::session::during;
 use crate::wire::session::identifier;
 
@@ -53,7 +53,7 @@ impl Relation {
 
 /// The worst identity of the table and its partitions, and the changes of all of them: the source refuses a change of
 /// a partition by the partition's own identity, and sends what the root's says.
-const MEMBERS: &str = "SELECT min(CASE WHEN t.relreplident = 'n' THEN '0 nothing' \
+const IDENTITY_AND_CHANGES: &str = "SELECT min(CASE WHEN t.relreplident = 'n' THEN '0 nothing' \
          WHEN current_setting('server_version_num')::int >= 180000 AND EXISTS (SELECT FROM pg_attribute a \
              WHERE a.attrelid = t.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
              AND (t.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid \
@@ -67,8 +67,7 @@ const MEMBERS: &str = "SELECT min(CASE WHEN t.relreplident = 'n' THEN '0 nothing
               WHERE i.indrelid = t.oid AND i.indisprimary AND NOT i.indimmediate) THEN '2 deferrable' \
          ELSE '1 none' END) AS identity, \
          COALESCE(sum(pg_stat_get_tuples_updated(t.oid) + pg_stat_get_tuples_deleted(t.oid)), 0)::int8 AS changed \
-     FROM (SELECT c.oid UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
-     JOIN pg_class t ON t.oid = x.oid";
+     FROM pg_class t";
 
 /// The selected relations, members of extensions left out: `CREATE EXTENSION` makes those.
 pub(super) async fn read(session: &Session, selection: &TableSelection) -> Result<Vec<Relation>> {
@@ -81,7 +80,8 @@ pub(super) async fn read(session: &Session, selection: &TableSelection) -> Resul
                       AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') \
                       AND has_table_privilege(c.oid, 'DELETE') AND has_table_privilege(c.oid, 'TRUNCATE'), \
                     c.relkind IN ('r', 'p') AND row_security_active(c.oid), c.relrowsecurity \
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL ({MEMBERS}) m \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             CROSS JOIN LATERAL ({IDENTITY_AND_CHANGES} WHERE t.oid = ANY ({MEMBERS})) m \
              WHERE (({own_table}) OR c.relkind IN ('m', 'f')) AND c.relpersistence <> 't' \
                    AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'cdc_sync') \
                    AND NOT EXISTS (SELECT FROM pg_depend x WHERE x.classid = 'pg_class'::regclass \
