@@ -8,7 +8,7 @@ use cdc_core::plan::{TargetColumn, TargetTable, UniqueKey};
 use cdc_core::{Result, TableName, TableSelection};
 use tokio_postgres::Client;
 
-use crate::catalog::{MEMBERS, USER_RELATION, own_table};
+use crate::catalog::{USER_RELATION, own_table};
 use crate::column_types::TYPE_FACTS;
 use crate::session::during;
 use crate::sink::{SessionRole, replica_role};
@@ -41,7 +41,9 @@ async fn read_tables(client: &Client, role: SessionRole, partitions: Partitions)
     };
     let sql = format!(
         "SELECT c.oid, n.nspname::text, c.relname::text, \
-         EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = ANY ({MEMBERS}) AND t.tgenabled IN {firing} \
+         EXISTS (SELECT FROM (SELECT c.oid \
+                      UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
+                 JOIN pg_trigger t ON t.tgrelid = x.oid WHERE t.tgenabled IN {firing} \
                  AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.oid = t.tgconstraint AND k.contype <> 'f' \
                                  AND t.tgisinternal)) \
          OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN {firing}), \

@@ -1,7 +1,7 @@
 //! A job keeps the tables that it began with; whatever comes in or is left out later stops it by name.
 
-use testbed::Pair;
 use testbed::pair::LIMIT;
+use testbed::{Pair, StopMode};
 
 use super::{Hold, end, error, until_caught_up};
 
@@ -190,4 +190,44 @@ fn a_table_renamed_out_of_the_selection_stops_before_a_change_is_left_out() {
     pair.verb(&["resync", "--table", "public.b"], 0).expect("resync");
     pair.verb(&drained, 0).expect("run");
     pair.assert_equal().expect("both compare");
+}
+
+fn restart(pair: &mut Pair) {
+    for server in [&mut pair.blue, &mut pair.green] {
+        server.stop(StopMode::Fast).expect("it stops");
+        server.start_again().expect("it starts");
+    }
+}
+
+/// A statement that reads all of `pg_class` anew for every table makes a run with nothing to do take seconds at a thousand
+/// tables, and minutes at ten thousand.
+#[test]
+fn the_catalog_is_not_read_once_a_table() {
+    const TABLES: i64 = 150;
+    const SCANS: &str = "SELECT seq_scan FROM pg_stat_all_tables WHERE relid = 'pg_class'::regclass";
+    // Servers that count at the end of a session, and keep counts when they are stopped.
+    let mut pair = Pair::start(15, 18).expect("two servers");
+    pair.on_blue(&format!(
+        "DO $$ BEGIN CREATE TABLE t0 (id bigserial PRIMARY KEY); FOR n IN 1..{TABLES} LOOP EXECUTE format( \
+         'CREATE TABLE t%s (id bigserial PRIMARY KEY, before bigint REFERENCES t%s)', n, n - 1); END LOOP; END $$"
+    ))
+    .expect("blue has tables");
+    until_caught_up(&pair);
+    // Autovacuum reads pg_class, too.
+    const QUIET: &str = "ALTER SYSTEM SET autovacuum = off";
+    pair.on_blue(QUIET).expect("blue is quiet");
+    pair.on_green(QUIET).expect("green is quiet");
+    restart(&mut pair);
+    const RESET: &str = "ANALYZE; SELECT pg_stat_reset()";
+    pair.on_blue(RESET).expect("blue counts from zero");
+    pair.on_green(RESET).expect("green counts from zero");
+    until_caught_up(&pair);
+    restart(&mut pair);
+    for answer in [pair.on_blue(SCANS), pair.on_green(SCANS)] {
+        let scans: i64 = answer.expect("statistics").parse().expect("a count");
+        assert!(
+            (1..TABLES / 2).contains(&scans),
+            "{scans} sequential reads of pg_class"
+        );
+    }
 }
