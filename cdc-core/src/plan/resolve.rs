@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::facts::{TargetCatalog, TargetTable};
 use super::types::PlannedTable;
 use crate::error::{Error, Kind, Result};
@@ -65,7 +67,8 @@ pub(super) enum Placement {
 pub(super) struct Resolver {
     catalog: Arc<TargetCatalog>,
     generation: u64,
-    entries: HashMap<TableName, Entry>,
+    /// Looked up for every table of every piece: with the standard hasher that was a sixth of a plan of 1,000 tables.
+    entries: HashMap<TableName, Entry, RandomState>,
     plan: u64,
 }
 
@@ -74,7 +77,7 @@ impl Resolver {
         Self {
             generation: catalog.generation(),
             catalog,
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             plan: 0,
         }
     }
