@@ -3,6 +3,8 @@
 //! One blue server, two green ones. A workload is written once on blue while both followers are off; then each
 //! catches up, timed from the start (of our process, or of `ALTER SUBSCRIPTION … ENABLE`) until the workload's
 //! last row is on its green. Which one goes first alternates. Ratios are what is comparable: the machine drifts.
+//! Beside the seconds stand the CPU seconds of the processes that could be the limit. After each round both greens
+//! are compared with blue.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use testbed::postgres::PgCluster;
 use testbed::provision::{ToolsInstall, postgres_tools};
+use testbed::usage::Watch;
 
 use crate::build::release_binary;
 use crate::psql::Psql;
@@ -160,10 +163,26 @@ pub(crate) fn seeds(scale: u32) -> [Seed; 2] {
     ]
 }
 
-/// Seconds of both sides in one round.
+/// What both sides took in one round.
 struct Round {
-    ours: f64,
-    native: f64,
+    ours: Took,
+    native: Took,
+}
+
+/// What one side took: seconds, and CPU seconds of the busiest process of each watched kind.
+struct Took {
+    seconds: f64,
+    cpu: Vec<f64>,
+}
+
+impl Took {
+    /// Times `work` and watches what the children of these processes use meanwhile.
+    fn by(parents: &[u32], work: impl FnOnce() -> Result<f64>) -> Result<Took> {
+        let watch = Watch::start(parents.to_vec());
+        let seconds = work()?;
+        let cpu = watch.busiest().iter().map(|used| used.cpu).collect();
+        Ok(Took { seconds, cpu })
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -207,22 +226,41 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn print_results(results: &[(String, Vec<Round>)]) {
     println!(
-        "{:<14}{:>10}{:>10}{:>8}   rounds (ours/native, s)",
-        "workload", "ours s", "native s", "ratio"
+        "{:<16}{:>8}{:>10}{:>8}   {:<20}{:<16}rounds (ours/native, s)",
+        "workload", "ours s", "native s", "ratio", "CPU s of ours", "of native"
     );
     for (name, rounds) in results {
-        let ours = median(rounds.iter().map(|round| round.ours));
-        let native = median(rounds.iter().map(|round| round.native));
-        let ratio = median(rounds.iter().map(|round| round.native / round.ours));
-        let raw: Vec<String> = rounds
+        let seconds = |side: fn(&Round) -> &Took| median(rounds.iter().map(|round| side(round).seconds));
+        let ratio = median(rounds.iter().map(|r| r.native.seconds / r.ours.seconds));
+        let raw = rounds
             .iter()
-            .map(|r| format!("{:.2}/{:.2}", r.ours, r.native))
-            .collect();
+            .map(|r| format!("{:.2}/{:.2}", r.ours.seconds, r.native.seconds));
         println!(
-            "{name:<14}{ours:>10.2}{native:>10.2}{ratio:>7.2}x   {}",
-            raw.join(" ")
+            "{name:<16}{:>8.2}{:>10.2}{ratio:>7.2}x   {:<20}{:<16}{}",
+            seconds(|round| &round.ours),
+            seconds(|round| &round.native),
+            cpu(rounds, |round| &round.ours),
+            cpu(rounds, |round| &round.native),
+            raw.collect::<Vec<_>>().join(" ")
         );
     }
+    println!(
+        "CPU seconds, medians: walsender/cdc-sync/green's busiest session; walsender/busiest native worker"
+    );
+}
+
+/// The medians of one side's CPU seconds, process by process.
+fn cpu(rounds: &[Round], side: fn(&Round) -> &Took) -> String {
+    let kinds = rounds.first().map_or(0, |round| side(round).cpu.len());
+    let medians = (0..kinds).map(|kind| {
+        let used = median(
+            rounds
+                .iter()
+                .filter_map(|round| side(round).cpu.get(kind).copied()),
+        );
+        format!("{used:.2}")
+    });
+    medians.collect::<Vec<_>>().join("/")
 }
 
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -289,11 +327,17 @@ fn seed_round(
     let blue = seed.blue(args.source, tools)?;
     let url = blue.url("postgres");
     let source = Psql::new(tools, &url);
-    let ours = || -> Result<f64> {
+    let blue_pid = pid(&blue)?;
+    let before = source.content()?;
+    let ours = || -> Result<Took> {
         let green = cluster(args.target)?;
-        follow(&args.conflict, binary, tools, [&blue, &green])
+        let took = Took::by(&[blue_pid, std::process::id(), pid(&green)?], || {
+            follow(&args.conflict, binary, tools, [&blue, &green])
+        })?;
+        same(&before, &Psql::new(tools, green.url("postgres")), "cdc-sync")?;
+        Ok(took)
     };
-    let native = || -> Result<f64> {
+    let native = || -> Result<Took> {
         let green = cluster(args.target)?;
         let target = Psql::new(tools, green.url("postgres"));
         copy_schema(tools, &url, &target)?;
@@ -301,16 +345,19 @@ fn seed_round(
             "CREATE PUBLICATION seed_native FOR TABLE {}",
             seed.tables
         ))?;
-        let began = Instant::now();
-        target.run(&subscribe("seed_native", &blue, args))?;
-        target.wait_inside(
-            "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')",
-            LIMIT,
-        )?;
-        let seconds = began.elapsed().as_secs_f64();
+        let took = Took::by(&[blue_pid, pid(&green)?], || {
+            let began = Instant::now();
+            target.run(&subscribe("seed_native", &blue, args))?;
+            target.wait_inside(
+                "NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')",
+                LIMIT,
+            )?;
+            Ok(began.elapsed().as_secs_f64())
+        })?;
+        same(&before, &target, "the native subscription")?;
         target.run("DROP SUBSCRIPTION seed_native")?;
         source.run("DROP PUBLICATION seed_native")?;
-        Ok(seconds)
+        Ok(took)
     };
     let (ours, native) = if round.is_multiple_of(2) {
         let first = ours()?;
@@ -320,11 +367,27 @@ fn seed_round(
         (ours()?, first)
     };
     eprintln!(
-        "{} round {}: ours {ours:.2} s, native {native:.2} s",
+        "{} round {}: ours {:.2} s, native {:.2} s",
         seed.name,
-        round + 1
+        round + 1,
+        ours.seconds,
+        native.seconds
     );
     Ok(Round { ours, native })
+}
+
+/// Fails unless the follower's tables hold what blue's do, `blue` being [`Psql::content`] of them.
+fn same(blue: &str, follower: &Psql<'_>, name: &str) -> Result<()> {
+    ensure!(
+        follower.content()? == blue,
+        "the green of {name} is not as blue is"
+    );
+    Ok(())
+}
+
+/// The process of a server that runs, whose sessions are its children.
+pub(crate) fn pid(server: &PgCluster) -> Result<u32> {
+    server.pid().context("a server has ended")
 }
 
 /// Runs the workloads on one blue with two followers.
@@ -388,17 +451,23 @@ fn catch_up(
             source.run("CHECKPOINT")?;
             last_row += 1;
             source.run(&format!("INSERT INTO last_row VALUES ({last_row})"))?;
-            let run_native = || -> Result<f64> {
-                let began = Instant::now();
-                subscriber.run("ALTER SUBSCRIPTION native ENABLE")?;
-                subscriber.wait_inside(
-                    &format!("EXISTS (SELECT FROM last_row WHERE id = {last_row})"),
-                    LIMIT,
-                )?;
-                Ok(began.elapsed().as_secs_f64())
+            let run_native = || {
+                Took::by(&[pid(&blue)?, pid(&native)?], || {
+                    let began = Instant::now();
+                    subscriber.run("ALTER SUBSCRIPTION native ENABLE")?;
+                    subscriber.wait_inside(
+                        &format!("EXISTS (SELECT FROM last_row WHERE id = {last_row})"),
+                        LIMIT,
+                    )?;
+                    Ok(began.elapsed().as_secs_f64())
+                })
             };
-            let run_ours = || follow(&args.conflict, binary, tools, [&blue, &green]);
-            let (ours, native) = if round.is_multiple_of(2) {
+            let run_ours = || {
+                Took::by(&[pid(&blue)?, std::process::id(), pid(&green)?], || {
+                    follow(&args.conflict, binary, tools, [&blue, &green])
+                })
+            };
+            let (ours, theirs) = if round.is_multiple_of(2) {
                 let first = run_ours()?;
                 (first, run_native()?)
             } else {
@@ -406,12 +475,17 @@ fn catch_up(
                 (run_ours()?, first)
             };
             eprintln!(
-                "{} round {}: ours {ours:.2} s, native {native:.2} s",
+                "{} round {}: ours {:.2} s, native {:.2} s",
                 workload.name,
-                round + 1
+                round + 1,
+                ours.seconds,
+                theirs.seconds
             );
-            rounds.push(Round { ours, native });
+            rounds.push(Round { ours, native: theirs });
         }
+        let content = source.content()?;
+        same(&content, &Psql::new(tools, green.url("postgres")), "cdc-sync")?;
+        same(&content, &subscriber, "the native subscription")?;
     }
     Ok(results)
 }

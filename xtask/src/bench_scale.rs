@@ -12,7 +12,7 @@ use testbed::postgres::PgCluster;
 use testbed::provision::{ToolsInstall, postgres_tools};
 use testbed::usage::{Used, Watch};
 
-use crate::bench_compare::{WIDE, WIDE_ROW, cluster, follow};
+use crate::bench_compare::{WIDE, WIDE_ROW, cluster, follow, pid};
 use crate::build::release_binary;
 use crate::psql::Psql;
 
@@ -176,7 +176,6 @@ impl Bench {
 
     /// A run of ours, and what it took.
     fn timed(&self, case: &Case, what: &str, rows: u64, [blue, green]: [&PgCluster; 2]) -> Result<()> {
-        let pid = |server: &PgCluster| server.pid().context("a server has ended");
         let watch = Watch::start(vec![pid(blue)?, std::process::id(), pid(green)?]);
         let seconds = follow(&[], &self.binary, &self.tools, [blue, green])?;
         let used = watch.busiest();
