@@ -38,6 +38,8 @@ fn table(schema: &TableSchema) -> TargetTable {
         }],
         order_visible: false,
         cascaded: false,
+        sees_others: false,
+        acts_on_others: false,
         partitioned: false,
         policy: Policy::Stop,
         references: Vec::new(),

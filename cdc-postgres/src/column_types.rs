@@ -1,5 +1,24 @@
 //! What the types of a database's columns are made of: one query fragment for all who ask the catalog.
 
+/// What `format_type` prints of the type of column `a` of `pg_attribute`, domains taken off, those of an array's elements
+/// as well: an assignment to a domain rounds and cuts as one to what is below it.
+pub(crate) const BASE_TYPE: &str = "\
+CASE WHEN EXISTS (SELECT FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+    WHERE t.oid = a.atttypid AND 'd' IN (t.typtype, e.typtype))
+THEN (WITH RECURSIVE below (oid, modifier, array_of) AS (
+        SELECT a.atttypid, a.atttypmod, ''
+        UNION ALL
+        SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END,
+            CASE t.typtype WHEN 'd' THEN t.typtypmod ELSE -1 END,
+            CASE t.typtype WHEN 'd' THEN b.array_of ELSE '[]' END
+        FROM below b JOIN pg_type t ON t.oid = b.oid
+        LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+        WHERE 'd' IN (t.typtype, e.typtype))
+    SELECT format_type(b.oid, b.modifier) || b.array_of
+    FROM below b JOIN pg_type t ON t.oid = b.oid LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+    WHERE t.typtype <> 'd' AND e.typtype IS DISTINCT FROM 'd')
+ELSE format_type(a.atttypid, a.atttypmod) END";
+
 /// Common table expressions that follow `WITH RECURSIVE rels (oid) AS (…),` and end in `type_facts`, one row for each
 /// type of a column of `rels`:
 ///

@@ -16,6 +16,8 @@ use cdc_core::{BoxFuture, Error, Kind, Position, Result, TableName};
 
 use self::order::{Column, Encoding};
 use self::rows::PgRows;
+#[cfg(any(test, feature = "testing"))]
+pub use self::rows::parse as copied_rows;
 use crate::catalog::{RelationKind, column_list, qualified};
 use crate::clients::Clients;
 use crate::repair::table::Table;

@@ -42,4 +42,7 @@ mod tls;
 
 pub use engine::PgEngine;
 #[cfg(any(test, feature = "testing"))]
-pub use sink::NetBytes;
+pub use {
+    compare::copied_rows, schema::schema_statements, sink::NetBytes, tls::certificate_parts,
+    wire::silence::told_by_a_server,
+};

@@ -32,6 +32,10 @@ pub(crate) fn effect(from: &str, to: &str) -> Option<&'static str> {
             from_text || from.base.starts_with("timestamp"),
             "the time of day is dropped",
         ),
+        base if base.starts_with("time ") && from.base.starts_with("timestamp") => {
+            (true, "the date is dropped")
+        }
+        "name" | "\"char\"" => (true, "it is cut off"),
         base if base.ends_with(" without time zone") && from.base.ends_with(" with time zone") => {
             (true, "the time zone is dropped")
         }
@@ -197,6 +201,10 @@ mod tests {
             ("timestamp without time zone", "timestamp(0) without time zone"),
             ("timestamp with time zone", "timestamp without time zone"),
             ("timestamp without time zone", "date"),
+            ("timestamp without time zone", "time without time zone"),
+            ("timestamp with time zone", "time with time zone"),
+            ("text", "name"),
+            ("integer", "\"char\""),
             ("time with time zone", "time without time zone"),
             ("interval", "interval day to second(3)"),
             ("text", "integer"),

@@ -34,6 +34,13 @@ use crate::wire::ServerVersion;
 pub(crate) use alterations::{alterations, renamed};
 use restore::Stage;
 
+/// The statements of a schema's script.
+#[cfg(any(test, feature = "testing"))]
+pub fn schema_statements(script: &str) -> Vec<&str> {
+    let statements = script::statements(script).into_iter();
+    statements.map(|statement| statement.text()).collect()
+}
+
 /// The product in a [`SchemaDump`].
 const PRODUCT: &str = "PostgreSQL";
 

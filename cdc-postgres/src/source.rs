@@ -32,9 +32,9 @@ use crate::walsender::{
 };
 use crate::wire::{Feature, silence};
 
-#[cfg(any(test, feature = "testing"))]
-pub use streamed::StreamedFrames;
 use streamed::{LaneDecoder, Streamed};
+#[cfg(any(test, feature = "testing"))]
+pub use streamed::{StreamedFrames, lane_decoder};
 pub(crate) use tail::tail;
 
 /// Bytes after which a read hands its frames on.

@@ -39,18 +39,26 @@ async fn read_tables(client: &Client, role: SessionRole, partitions: Partitions)
         SessionRole::Replica => ("('R', 'A')", false),
         SessionRole::Origin => ("('O', 'A')", true),
     };
+    // A constraint trigger has a constraint of its own, which is of kind t.
+    let fires = |constraints: &str| {
+        format!(
+            "EXISTS (SELECT FROM (SELECT c.oid \
+                          UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
+                     JOIN pg_trigger t ON t.tgrelid = x.oid WHERE t.tgenabled IN {firing} \
+                     AND NOT EXISTS (SELECT FROM pg_constraint k \
+                                     WHERE k.oid = t.tgconstraint AND k.contype IN ({constraints}))) \
+             OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN {firing})"
+        )
+    };
+    let (order_visible, sees_others) = (fires("'p', 'u', 'x'"), fires("'p', 'u', 'x', 'f'"));
     let sql = format!(
-        "SELECT c.oid, n.nspname::text, c.relname::text, \
-         EXISTS (SELECT FROM (SELECT c.oid \
-                      UNION SELECT p.relid FROM pg_partition_tree(c.oid) p WHERE c.relkind = 'p') x \
-                 JOIN pg_trigger t ON t.tgrelid = x.oid WHERE t.tgenabled IN {firing} \
-                 AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.oid = t.tgconstraint AND k.contype <> 'f' \
-                                 AND t.tgisinternal)) \
-         OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN {firing}), \
+        "SELECT c.oid, n.nspname::text, c.relname::text, {order_visible}, \
          (SELECT count(*) FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)), \
          {checked} AND EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = c.oid \
                                AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))), \
-         c.relkind = 'p' \
+         c.relkind = 'p', {sees_others}, \
+         {checked} AND EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = c.oid \
+                               AND k.confdeltype IN ('c', 'n', 'd')) \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE {own_table} AND c.relpersistence <> 't' AND {USER_RELATION}"
     );
@@ -67,6 +75,8 @@ async fn read_tables(client: &Client, role: SessionRole, partitions: Partitions)
         order_visible: row.get(3),
         cascaded: row.get(5),
         partitioned: row.get(6),
+        sees_others: row.get(7),
+        acts_on_others: row.get(8),
         references: Vec::new(),
     };
     Ok(rows.iter().map(|row| (row.get(0), table(row))).collect())

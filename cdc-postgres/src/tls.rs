@@ -26,6 +26,15 @@ use self::verify::{Roots, Verifier};
 use crate::config::{Config, RootCert, SslMode};
 use crate::error::PgError;
 
+/// What is read of a server's certificate: its hash for channel binding, and its public key.
+#[cfg(any(test, feature = "testing"))]
+pub fn certificate_parts(certificate: &[u8]) -> (Option<Vec<u8>>, Option<&[u8]>) {
+    (
+        binding::server_end_point(certificate),
+        der::public_key(certificate),
+    )
+}
+
 /// A TLS connection and the hash of the server's certificate for SCRAM-SHA-256-PLUS, if it has one.
 pub(crate) struct Encrypted {
     pub(crate) stream: TlsStream<TcpStream>,

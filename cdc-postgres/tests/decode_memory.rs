@@ -136,6 +136,8 @@ fn catalog() -> Arc<TargetCatalog> {
         unique_constraints: 1,
         order_visible: false,
         cascaded: false,
+        sees_others: false,
+        acts_on_others: false,
         partitioned: false,
         policy: Policy::Stop,
         references: Vec::new(),

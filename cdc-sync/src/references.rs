@@ -125,6 +125,8 @@ mod tests {
             unique_constraints: 0,
             order_visible: checked,
             cascaded: false,
+            sees_others: false,
+            acts_on_others: false,
             partitioned: false,
             policy: Policy::Stop,
             references: parents.iter().map(|parent| name(parent)).collect(),

@@ -6,13 +6,18 @@
 use std::path::Path;
 
 mod capture_segment;
+mod certificate;
+mod copied_rows;
 mod database_url;
 mod job_file;
 mod limit;
+mod marked_frames;
 mod pg_text_value;
 mod pgoutput_message;
 mod pgoutput_stream;
 mod plan_equivalence;
+mod schema_script;
+mod server_messages;
 mod spill_segment;
 mod streamed_transactions;
 mod walsender_frame;
@@ -41,12 +46,17 @@ macro_rules! targets {
 
 targets!(
     capture_segment,
+    certificate,
+    copied_rows,
     database_url,
     job_file,
+    marked_frames,
     pg_text_value,
     pgoutput_message,
     pgoutput_stream,
     plan_equivalence,
+    schema_script,
+    server_messages,
     spill_segment,
     streamed_transactions,
     walsender_frame

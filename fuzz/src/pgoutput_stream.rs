@@ -44,19 +44,34 @@ pub(crate) fn after(mut frames: Frames, bytes: &[u8]) -> Frames {
     frames
 }
 
-/// Messages, each preceded by a byte that is its length.
+/// Messages, each preceded by its length: a byte, or 255 and two bytes.
 fn messages(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut messages = Vec::new();
     while let Some((length, rest)) = bytes.split_first() {
-        let (message, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        let (length, rest) = match rest.split_first_chunk() {
+            Some((long, rest)) if *length == LONG => (usize::from(u16::from_be_bytes(*long)), rest),
+            _ => (usize::from(*length), rest),
+        };
+        let (message, rest) = rest.split_at(length.min(rest.len()));
         messages.push(message);
         bytes = rest;
     }
     messages
 }
 
+/// In place of a length that does not fit into a byte.
+const LONG: u8 = u8::MAX;
+
 /// What was decoded, in words that do not depend on how the stream was cut, and the error that ended it.
 pub(crate) fn told(chunks: Vec<RawChunk>) -> (String, Option<String>) {
+    told_by(chunks, |decoder| decoder)
+}
+
+/// The same by what `of` makes of the decoder.
+pub(crate) fn told_by<D: Decoder>(
+    chunks: Vec<RawChunk>,
+    of: impl FnOnce(PgDecoder) -> D,
+) -> (String, Option<String>) {
     let start = StreamStart {
         from: Position::new("0/0"),
         stream: "job".into(),
@@ -65,7 +80,7 @@ pub(crate) fn told(chunks: Vec<RawChunk>) -> (String, Option<String>) {
         aside: Default::default(),
         peer: None,
     };
-    let mut decoder = PgDecoder::new(ProtocolVersion::V1, &start).unwrap();
+    let mut decoder = of(PgDecoder::new(ProtocolVersion::V1, &start).unwrap());
     let mut told = String::new();
     for mut chunk in chunks {
         let mut batch = Batch::new();
@@ -194,11 +209,22 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         logical_message(false),
     ];
     let idle = [commit(), keepalive(), begin(), commit(), keepalive()];
+    let long = [b'x'; 700];
+    let long = [
+        encode::insert(1, &[Field::Text(b"1"), Field::Text(&long)]),
+        encode::update(
+            2,
+            Some(Old::Full(&[Field::Text(&long), Field::Null])),
+            &[Field::Text(&long), Field::Unchanged],
+        ),
+        commit(),
+    ];
     vec![
         ("altered", preceded_by_length(&altered)),
         ("full", preceded_by_length(&full)),
         ("idle", preceded_by_length(&idle)),
         ("keyed", preceded_by_length(&keyed)),
+        ("long", preceded_by_length(&long)),
     ]
 }
 
@@ -210,7 +236,13 @@ pub(crate) fn keepalive() -> Vec<u8> {
 pub(crate) fn preceded_by_length(messages: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for message in messages {
-        bytes.push(u8::try_from(message.len()).unwrap());
+        match u8::try_from(message.len()) {
+            Ok(length) if length < LONG => bytes.push(length),
+            _ => {
+                bytes.push(LONG);
+                bytes.extend_from_slice(&u16::try_from(message.len()).unwrap().to_be_bytes());
+            }
+        }
         bytes.extend_from_slice(message);
     }
     bytes

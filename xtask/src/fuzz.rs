@@ -152,6 +152,11 @@ impl Fuzzer {
                 .find_map(|line| line.strip_prefix(&format!("stat::{name}:")))
                 .map_or("?", str::trim)
         };
+        let executed = stat("number_of_executed_units").parse::<u64>();
+        ensure!(
+            executed.is_ok_and(|executed| executed >= runs),
+            "fuzz target {target} ended before {runs} executions\n{told}"
+        );
         println!(
             "{target:<22} {} executions in {:.1} s, {} MiB",
             stat("number_of_executed_units"),

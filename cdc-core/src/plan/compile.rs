@@ -5,7 +5,8 @@
 //! target locates its rows, equality of that key is equality of bytes, no trigger or foreign key watches, and
 //! sets have not been found to violate its constraints. Inserts alone need no key: they commute. Everything
 //! else is applied in source order: tables on their own, those with triggers or foreign keys all together.
-//! A TRUNCATE and a new shape of a table are barriers between segments.
+//! A TRUNCATE and a new shape of a table are barriers between segments, and so is a trigger's row beside tables whose order
+//! is given up.
 
 use std::sync::Arc;
 
@@ -132,6 +133,7 @@ impl Planner {
             scratch: &mut self.scratch,
             resolved: &mut self.resolved,
             segment: (0, 0),
+            held: Held::default(),
             plan,
         }
         .run()
@@ -212,7 +214,19 @@ struct Pass<'a> {
     resolved: &'a mut Vec<Arc<Resolved>>,
     /// piece and row after the last barrier
     segment: (usize, usize),
+    /// what the segment holds
+    held: Held,
     plan: &'a mut ApplyPlan,
+}
+
+/// Of which kinds the changes since the last barrier are. A trigger may look at any table, so that what came before its
+/// row is applied before it and what came after it after it: no segment holds both.
+#[derive(Debug, Default)]
+struct Held {
+    /// of tables whose order among others nobody sees
+    apart: bool,
+    /// of tables whose triggers see the others
+    seeing: bool,
 }
 
 impl Pass<'_> {
@@ -244,6 +258,7 @@ impl Pass<'_> {
         if self.window && !matches!(row.op, Op::Upsert | Op::Delete) {
             return Err(self.broken_window(number, row));
         }
+        self.part(number, (piece, index));
         let (Some(work), Some(table)) = (self.scratch.work.get_mut(number), self.resolved.get(number)) else {
             return Err(Error::bug("a planned table has no place to work in"));
         };
@@ -296,6 +311,20 @@ impl Pass<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Begins a new segment where a trigger's sight begins or ends.
+    fn part(&mut self, number: usize, at: (usize, usize)) {
+        let Some(table) = self.resolved.get(number).filter(|_| !self.window) else {
+            return;
+        };
+        let seeing = table.planned.target.sees_others;
+        let apart = route(table, self.mode, self.window) != Route::Shared;
+        if seeing && self.held.apart || apart && self.held.seeing {
+            self.flush(at);
+        }
+        self.held.seeing |= seeing;
+        self.held.apart |= apart;
     }
 
     /// The number of a row's table in the plan; `None` for heartbeat and marker rows.
@@ -432,6 +461,7 @@ impl Pass<'_> {
     /// Turns everything since the last barrier into steps; the next segment starts at `next`.
     fn flush(&mut self, next: (usize, usize)) {
         self.segment = next;
+        self.held = Held::default();
         if self.window {
             self.flush_window();
         } else {

@@ -46,9 +46,13 @@ pub struct TargetTable {
     /// whether a trigger or rule would fire for our session, or a foreign key from or to this table be checked:
     /// order is visible
     pub order_visible: bool,
+    /// whether a trigger or rule would fire for our session: it may read or write any table
+    pub sees_others: bool,
     /// whether an action of its foreign keys (CASCADE, SET NULL) takes place on the target too: a row may be gone, or
     /// have its new key, before the source's own change of it comes
     pub cascaded: bool,
+    /// whether an action of a foreign key that refers to it takes place on the target: with a row of it go rows of others
+    pub acts_on_others: bool,
     /// whether its rows lie in partitions, which are no tables of the job
     pub partitioned: bool,
     /// who wins a conflict

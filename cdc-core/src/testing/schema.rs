@@ -213,6 +213,8 @@ impl TableSpec {
             unique_constraints: self.keys.len(),
             policy: Policy::Stop,
             cascaded: false,
+            sees_others: self.trigger,
+            acts_on_others: false,
             partitioned: false,
             order_visible: self.trigger || (foreign_keys_checked && !self.foreign_keys.is_empty()),
             references: self.foreign_keys.iter().map(|key| key.parent.clone()).collect(),

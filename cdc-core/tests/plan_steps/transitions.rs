@@ -374,7 +374,6 @@ fn tables_whose_order_is_visible_share_one_step() {
     let mut free = items();
     free.name = TableName::new("s", "free");
     let tables = [watched, free, other].map(SourceTable::new);
-    let mut plans = Plans::of(&tables);
     let changes = [
         of_table(2, insert(ROW)),
         of_table(0, insert(ROW)),
@@ -382,11 +381,25 @@ fn tables_whose_order_is_visible_share_one_step() {
         of_table(2, update(NEW)),
         of_table(1, update(NEW)),
     ];
+    let mut facts = tables.each_ref().map(|table| table.spec.facts(false));
+    // As if it were foreign keys that see the order: they look at tables with foreign keys alone.
+    facts.iter_mut().for_each(|table| table.sees_others = false);
+    let mut plans = Plans::onto(&tables, TargetCatalog::new(facts.to_vec()));
     assert_eq!(
         plans.net(&[&changes]),
         [
             "insert free: 1 X Y",
             "ordered: insert others, insert items, update others"
+        ]
+    );
+    // Triggers look at any.
+    assert_eq!(
+        Plans::of(&tables).net(&[&changes]),
+        [
+            "ordered: insert others, insert items",
+            "insert free: 1 x y",
+            "ordered: update others",
+            "update free (a b): 1 = X Y"
         ]
     );
 }

@@ -296,16 +296,28 @@ fn judge_extensions(source: &Profile, target: &Profile, found: &mut Findings) {
 
 fn judge_rounding(source: &Types, target: &Types, found: &mut Findings) {
     for (column, from) in &source.columns {
-        let (from, to) = (&from.type_name, target.columns.get(column));
-        let to = to.map(|to| &to.type_name);
-        if let Some((to, effect)) = to.and_then(|to| Some((to, rounding::effect(from, to)?))) {
+        let to = target.columns.get(column);
+        if let Some((to, effect)) = to.and_then(|to| Some((to, rounding::effect(&from.base, &to.base)?))) {
             found.add(
                 ("PG-COLUMN-ROUNDS", Severity::Fail),
                 format!("column {column}"),
-                format!("{from} on the source, {to} on the target: {effect} without an error"),
-                format!("give the target's column the type {from}"),
+                format!(
+                    "{} on the source, {} on the target: {effect} without an error",
+                    shown(from),
+                    shown(to)
+                ),
+                format!("give the target's column the type {}", from.base),
             );
         }
+    }
+}
+
+/// The type, and of a domain what is below it.
+fn shown(column: &types::Column) -> String {
+    if column.base == column.type_name {
+        column.base.clone()
+    } else {
+        format!("{} ({})", column.type_name, column.base)
     }
 }
 
@@ -316,6 +328,7 @@ mod tests {
     fn column(type_name: &str) -> types::Column {
         types::Column {
             type_name: type_name.into(),
+            base: type_name.into(),
             ..types::Column::default()
         }
     }

@@ -6,6 +6,7 @@ use cdc_core::Result;
 use cdc_core::engine::Severity;
 
 use super::{Findings, Session, few, tables};
+use crate::column_types::BASE_TYPE;
 use crate::session::during;
 use crate::wire::session::literal;
 
@@ -14,6 +15,8 @@ use crate::wire::session::literal;
 pub(super) struct Column {
     /// as `format_type` prints it
     pub(super) type_name: String,
+    /// the same with domains taken off
+    pub(super) base: String,
     /// its type, or its elements', when the server brings it
     pub(super) builtin: Option<String>,
     /// its collation, when the server brings it and it is not the default
@@ -58,16 +61,16 @@ async fn columns(session: &Session, relations: &[tables::Relation]) -> Result<BT
     let rows = session
         .client
         .query(
-            "SELECT concat_ws('.', n.nspname, c.relname, a.attname), format_type(a.atttypid, a.atttypmod), \
+            &format!("SELECT concat_ws('.', n.nspname, c.relname, a.attname), format_type(a.atttypid, a.atttypmod), \
                     (SELECT COALESCE(e.typname, t.typname)::text FROM pg_type t \
                      LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A' \
                      WHERE t.oid = a.atttypid AND t.typnamespace = 'pg_catalog'::regnamespace), \
                     (SELECT l.collname::text FROM pg_collation l WHERE l.oid = a.attcollation \
-                     AND l.collnamespace = 'pg_catalog'::regnamespace AND l.collname <> 'default') \
+                     AND l.collnamespace = 'pg_catalog'::regnamespace AND l.collname <> 'default'), {BASE_TYPE} \
              FROM unnest($1::text[], $2::text[]) AS s (a, b) JOIN pg_namespace n ON n.nspname = s.a \
              JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.b \
              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-             WHERE a.attgenerated = ''",
+             WHERE a.attgenerated = ''"),
             &[&schemas, &names],
         )
         .await
@@ -76,6 +79,7 @@ async fn columns(session: &Session, relations: &[tables::Relation]) -> Result<BT
         type_name: row.get(1),
         builtin: row.get(2),
         collation: row.get(3),
+        base: row.get(4),
     };
     Ok(rows.iter().map(|row| (row.get(0), column(row))).collect())
 }
@@ -201,6 +205,7 @@ mod tests {
     #[test]
     fn what_the_server_must_bring_is_asked_for_new_columns_only() {
         let column = Column {
+            base: "xid8".into(),
             type_name: "xid8".into(),
             builtin: Some("xid8".into()),
             collation: Some("de-x-icu".into()),

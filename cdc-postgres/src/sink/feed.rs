@@ -10,6 +10,7 @@ use super::net::{Buffers, NetSets};
 use super::rows::Rows;
 use super::tables::Tables;
 use crate::catalog::qualified;
+use crate::wire::session::literal;
 
 pub(super) async fn feed(
     flight: &mut Flight<'_>,
@@ -51,14 +52,10 @@ pub(super) async fn feed(
             } => {
                 let restarts = truncation.restart_identity && may_restart(plan, emptied, tables)?;
                 let truncate = truncate(plan, emptied, restarts)?;
+                let checked = checked(plan, emptied)?;
                 let statements: &[&str] = match role {
                     SessionRole::Replica => &[&truncate],
-                    // The server empties no table that a deferred check still waits for.
-                    SessionRole::Origin => &[
-                        "SET CONSTRAINTS ALL IMMEDIATE",
-                        &truncate,
-                        "SET CONSTRAINTS ALL DEFERRED",
-                    ],
+                    SessionRole::Origin => &[&checked, &truncate, "SET CONSTRAINTS ALL DEFERRED"],
                 };
                 for sql in statements {
                     flight.once(sql, Subject::Truncate { step: number }).await?;
@@ -87,6 +84,28 @@ fn may_restart(plan: &ApplyPlan, emptied: &[usize], tables: &Tables) -> Result<b
         }
     }
     Ok(true)
+}
+
+/// Has the deferred checks made that wait for these tables, which the server does not empty otherwise. Those of other
+/// tables wait on: they may hold at the source's commit only.
+fn checked(plan: &ApplyPlan, tables: &[usize]) -> Result<String> {
+    let mut names = Vec::with_capacity(tables.len());
+    for table in tables {
+        let table = plan.tables.get(*table);
+        let table = table.ok_or_else(|| Error::bug("a plan names a table beyond its list"))?;
+        names.push(format!("{}::regclass", literal(&qualified(&table.target.name))));
+    }
+    let body = format!(
+        "DECLARE names text; BEGIN \
+         SELECT string_agg(DISTINCT format('%I.%I', n.nspname, k.conname), ', ') INTO names \
+         FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace \
+         JOIN (SELECT t.oid FROM unnest(ARRAY[{0}]) t (oid) \
+               UNION SELECT p.relid FROM unnest(ARRAY[{0}]) t (oid), pg_partition_tree(t.oid) p) t \
+         ON t.oid IN (k.conrelid, k.confrelid) WHERE k.condeferrable; \
+         IF names IS NOT NULL THEN EXECUTE format('SET CONSTRAINTS %s IMMEDIATE', names); END IF; END",
+        names.join(", ")
+    );
+    Ok(format!("DO {}", literal(&body)))
 }
 
 /// Dependants that the source's CASCADE reached are in its list; what refers to the tables on the target alone must

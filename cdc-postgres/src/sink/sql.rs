@@ -25,7 +25,8 @@ pub(super) enum Verb {
     Delete,
     /// inserts a row, or overwrites the one with its key
     Upsert,
-    /// sets columns of a row that an UPDATE may not set: removes it and inserts it again, what is not given as it was
+    /// sets columns of a row that an UPDATE may not set: where they differ, removes it and inserts it again, what is not given
+    /// as it was
     Replace,
     /// inserts a set of rows, where COPY cannot be had
     InsertSet,
@@ -64,16 +65,13 @@ pub(super) fn statement(table: &Bound, verb: Verb, columns: &[usize], locate: &[
                     Ok(format!("{} = ${}", table.column(*column)?.quoted, place + 1))
                 })?,
             };
-            let mut condition = row_condition(table, locate, columns.len())?;
-            if let Some(moved) = moved_condition(table, columns, locate)? {
-                condition = format!("({condition}) OR ({moved})");
-            }
+            let condition = updated_condition(table, columns, locate)?;
             format!("UPDATE {name} SET {set} WHERE {condition}")
         }
         Verb::Delete => format!("DELETE FROM {name} WHERE {}", row_condition(table, locate, 0)?),
         Verb::Replace => {
-            let (old, insert) = replace(table, columns, locate)?;
-            format!("WITH {old} {insert}")
+            let (replaced, rows) = replace(table, columns, locate)?;
+            format!("WITH {replaced} {rows}")
         }
         Verb::UpdateSet => {
             let (identities, set): (Vec<_>, Vec<_>) = columns
@@ -120,11 +118,16 @@ pub(super) fn counting_statement(
     columns: &[usize],
     locate: &[Locating],
 ) -> Result<String> {
-    let (before, writes) = match verb {
-        Verb::Replace => replace(table, columns, locate)?,
-        _ => (String::new(), statement(table, verb, columns, locate)?),
+    let (before, hit) = match verb {
+        Verb::Replace => {
+            let (replaced, rows) = replace(table, columns, locate)?;
+            (replaced + ", ", rows)
+        }
+        _ => {
+            let writes = statement(table, verb, columns, locate)?;
+            (String::new(), writes + " RETURNING 1")
+        }
     };
-    let with = if before.is_empty() { before } else { before + ", " };
     let meant = match verb {
         Verb::InsertSet | Verb::UpdateSet | Verb::DeleteSet => "cardinality($1::text[])",
         Verb::Insert | Verb::Update | Verb::Delete | Verb::Replace => "1",
@@ -134,7 +137,7 @@ pub(super) fn counting_statement(
     };
     // Divides by zero otherwise.
     Ok(format!(
-        "WITH {with}hit AS ({writes} RETURNING 1) SELECT 1 / (count(*) = {meant})::int FROM hit"
+        "WITH {before}hit AS ({hit}) SELECT 1 / (count(*) = {meant})::int FROM hit"
     ))
 }
 
@@ -192,10 +195,36 @@ fn on_conflict(table: &Bound, columns: &[usize]) -> Result<String> {
     })
 }
 
-/// Both in one statement: what the change does not say (an unchanged TOAST value) comes from the row removed. The removal
-/// for the statement's WITH, and the insert behind it.
+/// All in one statement: what the change does not say (an unchanged TOAST value) comes from the row removed. The changes for
+/// the statement's WITH, and the rows changed behind it.
+///
+/// A row that has its identity already is not removed: with it would go what refers to it, and its triggers would see other
+/// changes than the source's. Where an action of a foreign key would take place, none is removed: the change then finds no row.
 fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<(String, String)> {
     let (rows, name) = (table.rows(), qualified(&table.planned.target.name));
+    let (mut set, mut identity) = (Vec::new(), String::new());
+    for (place, column) in columns.iter().enumerate() {
+        let facts = table.column(*column)?;
+        let value = format!("${}::{}", place + 1, facts.cast);
+        if facts.identity_always {
+            and(&mut identity, &equal(facts, &facts.quoted, &value));
+        } else {
+            set.push(format!("{} = {value}", facts.quoted));
+        }
+    }
+    let condition = updated_condition(table, columns, locate)?;
+    if set.is_empty() {
+        set.extend(table.touchable().map(|facts| format!("{0} = {0}", facts.quoted)));
+    }
+    let kept = if set.is_empty() {
+        format!("kept AS (SELECT 1 FROM {rows} WHERE ({condition}) AND {identity})")
+    } else {
+        let set = set.join(", ");
+        format!("kept AS (UPDATE {rows} SET {set} WHERE ({condition}) AND {identity} RETURNING 1)")
+    };
+    if table.planned.target.acts_on_others {
+        return Ok((kept, String::from("SELECT 1 FROM kept")));
+    }
     let (mut targets, mut sources) = (Vec::new(), Vec::new());
     for (number, facts) in table
         .columns
@@ -212,14 +241,14 @@ fn replace(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<(Str
             None => format!("old.{}", facts.quoted),
         });
     }
-    let condition = row_condition(table, locate, columns.len())?;
     Ok((
-        format!("old AS (DELETE FROM {rows} WHERE {condition} RETURNING *)"),
         format!(
-            "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM old",
+            "{kept}, old AS (DELETE FROM {rows} WHERE ({condition}) AND NOT ({identity}) RETURNING *), \
+             put AS (INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM old RETURNING 1)",
             targets.join(", "),
             sources.join(", ")
         ),
+        String::from("SELECT 1 FROM kept UNION ALL SELECT 1 FROM put"),
     ))
 }
 
@@ -263,6 +292,15 @@ fn row_condition(table: &Bound, locate: &[Locating], first: usize) -> Result<Str
     Ok(format!(
         "{place} = (SELECT {columns} FROM {rows} WHERE {condition}{order} LIMIT 1)"
     ))
+}
+
+/// The condition for the row that an update means.
+fn updated_condition(table: &Bound, columns: &[usize], locate: &[Locating]) -> Result<String> {
+    let condition = row_condition(table, locate, columns.len())?;
+    Ok(match moved_condition(table, columns, locate)? {
+        Some(moved) => format!("({condition}) OR ({moved})"),
+        None => condition,
+    })
 }
 
 /// The condition for a row that a foreign key's action has given its new key already.

@@ -10,7 +10,7 @@ use cdc_core::{Error, Kind, Result, TableName};
 
 use super::sql::{self, Locating, Verb};
 use crate::catalog::qualified;
-use crate::column_types::TYPE_FACTS;
+use crate::column_types::{BASE_TYPE, TYPE_FACTS};
 use crate::error::PgError;
 use crate::rounding;
 use crate::wire::session::{identifier, literal};
@@ -26,7 +26,7 @@ pub(super) struct ColumnFacts {
     pub(super) quoted: String,
     /// its type's name for a cast; see [`TYPE_FACTS`]
     pub(super) cast: String,
-    /// its type in full, length and precision included
+    /// its type in full, length and precision included, domains taken off
     declared: String,
     /// the operator that compares it for equality
     pub(super) equals: Option<String>,
@@ -345,7 +345,7 @@ async fn read_columns(
              SELECT c.oid, n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE (n.nspname::text, c.relname::text) IN ({})), {TYPE_FACTS} \
          SELECT r.schema, r.name, a.attname, f.cast_name, f.equals, f.from_text, a.attidentity = 'a', \
-             format_type(a.atttypid, a.atttypmod), \
+             {BASE_TYPE}, \
          NOT EXISTS (SELECT FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
              WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.oid \
              AND d.refobjsubid = a.attnum AND d.deptype IN ('a', 'i') AND NOT pg_has_role(s.relowner, 'USAGE')) \

@@ -31,7 +31,7 @@ use crate::pgoutput::PgDecoder;
 use crate::walsender::{Frame, parse_frame, split_frames};
 
 #[cfg(any(test, feature = "testing"))]
-pub use alone::StreamedFrames;
+pub use alone::{StreamedFrames, lane_decoder};
 
 /// Bytes of XLogData before the plugin's message.
 const HEADER_BYTES: usize = 25;

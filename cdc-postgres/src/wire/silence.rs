@@ -185,6 +185,14 @@ enum State {
     Gone,
 }
 
+/// What a server's bytes, which come in these parts, tell of a session: the process, and whether an answer is owed.
+#[cfg(any(test, feature = "testing"))]
+pub fn told_by_a_server<'a>(parts: impl Iterator<Item = &'a [u8]>) -> (Option<i32>, bool) {
+    let owed = Owed::new();
+    parts.for_each(|part| owed.read(part));
+    (owed.pid(), owed.is_settled())
+}
+
 /// Whether the server owes answers on a connection of which only the bytes are seen: how often it has to say that it is
 /// ready (manual, "Message Flow"), and when either side last said something.
 #[derive(Clone, Debug)]

@@ -320,6 +320,8 @@ mod tests {
             unique_constraints: 1,
             order_visible: false,
             cascaded: false,
+            sees_others: false,
+            acts_on_others: false,
             partitioned: false,
             policy: Policy::Stop,
             references: Vec::new(),

@@ -102,6 +102,8 @@ mod tests {
             policy: Policy::Stop,
             order_visible: true,
             cascaded: false,
+            sees_others: false,
+            acts_on_others: false,
             partitioned: false,
             references: references.iter().map(|name| TableName::new("s", *name)).collect(),
         }

@@ -215,6 +215,24 @@ pub(super) const CASES: &[Case] = &[
         )
     },
     Case {
+        source: "CREATE TABLE n (id int PRIMARY KEY, v numeric(12, 4))",
+        ..on_target(
+            "PG-COLUMN-ROUNDS",
+            Fail,
+            "CREATE DOMAIN amount AS numeric(12, 2); CREATE TABLE n (id int PRIMARY KEY, v amount)",
+        )
+    },
+    Case {
+        source: "CREATE DOMAIN amount AS numeric(12, 4); CREATE DOMAIN price AS amount; \
+                 CREATE TABLE n (id int PRIMARY KEY, v price[])",
+        ..on_target(
+            "PG-COLUMN-ROUNDS",
+            Fail,
+            "CREATE DOMAIN amount AS numeric(12, 2); CREATE DOMAIN price AS amount; \
+             CREATE TABLE n (id int PRIMARY KEY, v price[])",
+        )
+    },
+    Case {
         source_since: 14,
         target_before: 14,
         ..on_source(

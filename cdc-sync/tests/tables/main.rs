@@ -2,6 +2,7 @@
 //! followed as it happens, on the oldest and a recent server.
 
 mod cases;
+mod effects;
 mod foreign_keys;
 mod partitions;
 mod sequences;

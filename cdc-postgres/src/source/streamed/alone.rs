@@ -1,8 +1,15 @@
 //! What the source makes of streamed transactions, without a server.
 
+use cdc_core::source::Decoder;
 use cdc_core::{RawChunk, Result};
 
-use super::Streamed;
+use super::{LaneDecoder, Streamed};
+use crate::pgoutput::PgDecoder;
+
+/// Decodes a transaction that still runs, with the marks that its frames have in the spill.
+pub fn lane_decoder(decoder: PgDecoder) -> impl Decoder {
+    LaneDecoder(decoder)
+}
 
 /// Frames of version 2 in, frames of version 1 out, as the source reads them.
 #[derive(Debug, Default)]
