@@ -16,8 +16,6 @@ use cdc_core::{BoxFuture, Error, Kind, Position, Result, TableName};
 
 use self::order::{Column, Encoding};
 use self::rows::PgRows;
-#[cfg(any(test, feature = "testing"))]
-pub use self::rows::parse as copied_rows;
 use crate::catalog::{RelationKind, column_list, qualified};
 use crate::clients::Clients;
 use crate::repair::table::Table;
@@ -27,6 +25,21 @@ use crate::storage;
 use crate::wire::copy_out::CopyOut;
 use crate::wire::literal;
 use crate::wire::{Connection, QueryResult, ServerVersion};
+
+/// Adds the whole lines of `bytes`, COPY's text, to `rows`; returns how many bytes they took.
+///
+/// # Errors
+/// [`Protocol`](cdc_core::Kind::Protocol) when a line is no row of so many columns, or a key column has no number where one
+/// is due.
+#[cfg(any(test, feature = "testing"))]
+pub fn copied_rows(
+    bytes: &[u8],
+    columns: usize,
+    key: &[KeyColumn],
+    rows: &mut cdc_core::compare::RowBuffer,
+) -> Result<usize> {
+    rows::parse(bytes, columns, key, rows)
+}
 
 /// What a reading session is set to, beside the settings of every session, which give a value one text form on all
 /// versions. A policy that would hide rows makes the read fail instead; blue keeps its parallel workers; no

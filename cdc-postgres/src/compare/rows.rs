@@ -61,10 +61,7 @@ impl OrderedRows for PgRows {
 }
 
 /// Adds the whole lines of `bytes` to `rows`; returns how many bytes they took.
-///
-/// # Errors
-/// [`Kind::Protocol`] when a line is no row of so many columns, or a key column has no number where one is due.
-pub fn parse(bytes: &[u8], columns: usize, key: &[KeyColumn], rows: &mut RowBuffer) -> Result<usize> {
+pub(super) fn parse(bytes: &[u8], columns: usize, key: &[KeyColumn], rows: &mut RowBuffer) -> Result<usize> {
     let mut used = 0;
     // A line end or tab within a value is escaped.
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
