@@ -50,6 +50,8 @@ fn name(of: &Type, modifier: i32) -> String {
         "timestamp" => with_precision("timestamp", "without"),
         "timestamptz" => with_precision("timestamp", "with"),
         "interval" => interval(modifier),
+        // Quoted, because `char` is another type.
+        "char" => "\"char\"".to_owned(),
         // Their modifiers are only lengths of values, and no other type holds those by rounding.
         other => other.to_owned(),
     }
@@ -84,6 +86,8 @@ mod tests {
             (1186, (0x7FFF << 16) | 3, "interval(3)"),
             (1186, (4 << 16) | 0xFFFF, ""),
             (25, -1, "text"),
+            (18, -1, "\"char\""),
+            (1002, -1, "\"char\"[]"),
             (100_000, -1, ""),
         ] {
             assert_eq!(declared(oid, modifier), expected);
