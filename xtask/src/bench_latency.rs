@@ -1,22 +1,21 @@
 //! `cargo xtask bench-latency pg`: how long a row that is committed on blue takes until it is committed on green, through
 //! cdc-sync and through the native subscription, at given rates of one-row transactions.
 //!
-//! Both ends are told to one process, so that there is one clock: the writer notes when blue has answered its commit, and a
-//! trigger on green notifies, which the server does at the commit. All followers have the same trigger; one runs at a time,
-//! and which goes first alternates. The clock that paces the writers ticks once a millisecond: above 1,000 a second, rows come
-//! in twos.
+//! The writer notes when blue has answered its commit; when green committed is read from green's log afterwards
+//! (`pg_waldump`), where each commit has its time: nothing watches green meanwhile, and its table is as any other. Both times
+//! are of the machine's clock. One follower runs at a time, and which goes first alternates. The clock that paces the writers
+//! ticks once a millisecond: above 1,000 a second, rows come in twos.
 
-use std::future::poll_fn;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use testbed::postgres::{PgCluster, connect};
-use testbed::provision::postgres_tools;
+use testbed::provision::{ToolsInstall, postgres_tools};
 use testbed::{Process, Proxy};
-use tokio::sync::mpsc;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::Client;
 
 use crate::bench_compare::cluster;
 use crate::build::{floor, release_binary};
@@ -26,10 +25,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Connections that write.
 const WRITERS: u64 = 8;
 const TABLE: &str = "CREATE TABLE lag (id bigint PRIMARY KEY)";
-const NOTIFY: &str = "CREATE FUNCTION lag_notify() RETURNS trigger LANGUAGE plpgsql AS \
-    $$ BEGIN PERFORM pg_notify('lag', NEW.id::text); RETURN NULL; END $$; \
-    CREATE TRIGGER lag AFTER INSERT ON lag FOR EACH ROW EXECUTE FUNCTION lag_notify(); \
-    ALTER TABLE lag ENABLE ALWAYS TRIGGER lag";
 
 /// Arguments of `cargo xtask bench-latency`.
 #[derive(clap::Args)]
@@ -154,9 +149,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         };
         sides.push(side("floor", Follower::Floor(Box::new(command)), green));
     }
-    for side in &sides {
-        side.green.sql("postgres", NOTIFY)?;
-    }
     println!(
         "machine: {} cores; 18 to 18; {} s a round; cdc-sync and green {} ms apart",
         std::thread::available_parallelism()?,
@@ -176,9 +168,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     continue;
                 };
                 side.start()?;
-                let urls = [&blue, &side.green].map(|cluster| cluster.url("postgres"));
                 let count = rate * args.seconds;
-                let lags = runtime.block_on(measure(&urls, *rate, count, &mut next))?;
+                let blue = blue.url("postgres");
+                let lags = runtime.block_on(measure(&tools, &blue, &side.green, *rate, count, &mut next))?;
                 *told = format!("{} {}", side.name, describe(lags));
                 side.stop()?;
             }
@@ -201,27 +193,25 @@ fn describe(mut lags: Vec<f64>) -> String {
 }
 
 /// The lags of `count` rows from number `next` on, in milliseconds, after the follower has all that is older.
-async fn measure([blue, green]: &[String; 2], rate: u64, count: u64, next: &mut u64) -> Result<Vec<f64>> {
-    let mut arrivals = listen(green).await?;
+async fn measure(
+    tools: &ToolsInstall,
+    blue: &str,
+    green: &PgCluster,
+    rate: u64,
+    count: u64,
+    next: &mut u64,
+) -> Result<Vec<f64>> {
+    let watch = connect(&green.url("postgres")).await?;
     let warm = *next;
-    *next += 1;
     connect(blue)
         .await?
         .batch_execute(&format!("INSERT INTO lag VALUES ({warm})"))
         .await?;
-    let deadline = tokio::time::Instant::now() + LIMIT;
-    loop {
-        let arrived = tokio::time::timeout_at(deadline, arrivals.recv()).await;
-        let (id, _) = arrived
-            .context("the first row does not arrive")?
-            .context("green is gone")?;
-        if id == warm {
-            break;
-        }
-    }
+    arrived(&watch, warm, 1).await?;
+    let from = green.sql("postgres", "SELECT pg_current_wal_insert_lsn()")?;
+    let first = warm + 1;
+    *next = first + count;
     let begin = tokio::time::Instant::now() + Duration::from_millis(500);
-    let first = *next;
-    *next += count;
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {
         let client = connect(blue).await?;
@@ -231,68 +221,89 @@ async fn measure([blue, green]: &[String; 2], rate: u64, count: u64, next: &mut 
             for number in (writer..count).step_by(WRITERS as usize) {
                 tokio::time::sleep_until(begin + Duration::from_nanos(1_000_000_000 / rate * number)).await;
                 client.execute(&insert, &[&((first + number) as i64)]).await?;
-                committed.push((number, Instant::now()));
+                let at = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
+                committed.push((first + number, at as i64));
             }
             Ok::<_, anyhow::Error>(committed)
         });
     }
-    let mut committed = vec![None; count as usize];
-    let mut seen = vec![None; count as usize];
-    let deadline = begin + Duration::from_secs(count / rate) + LIMIT;
-    let arriving = async {
-        for _ in 0..count {
-            let arrival = tokio::time::timeout_at(deadline, arrivals.recv()).await;
-            let (id, at) = arrival.context("rows do not arrive")?.context("green is gone")?;
-            let place = id.checked_sub(first).context("an older row arrives")?;
-            if let Some(seen) = seen.get_mut(place as usize) {
-                *seen = Some(at);
-            }
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    let writing = async {
-        while let Some(written) = writers.join_next().await {
-            for (number, at) in written?? {
-                if let Some(committed) = committed.get_mut(number as usize) {
-                    *committed = Some(at);
-                }
-            }
-        }
-        Ok(())
-    };
-    tokio::try_join!(arriving, writing)?;
-    let both = committed.into_iter().zip(seen);
-    let lags = both.map(|(committed, seen)| {
-        let (committed, seen): (Instant, Instant) = (committed?, seen?);
-        Some(match seen.checked_duration_since(committed) {
-            Some(lag) => lag.as_secs_f64() * 1e3,
-            // It was there before blue's answer.
-            None => -committed.duration_since(seen).as_secs_f64() * 1e3,
-        })
+    let mut on_blue = Vec::new();
+    while let Some(written) = writers.join_next().await {
+        on_blue.extend(written??);
+    }
+    arrived(&watch, first, count).await?;
+    let on_green = commits(tools, green, from.trim(), &watch, first).await?;
+    let lags = on_blue.iter().map(|(row, committed)| {
+        let seen = on_green.get(row)?;
+        Some((seen - committed) as f64 / 1e3)
     });
     lags.collect::<Option<Vec<f64>>>().context("a row was lost")
 }
 
-/// The numbers of the rows that are committed on green, with the time at which it says so.
-async fn listen(green: &str) -> Result<mpsc::UnboundedReceiver<(u64, Instant)>> {
-    let (client, mut connection) = tokio_postgres::connect(green, NoTls).await?;
-    let (told, arrivals) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-            let at = Instant::now();
-            if let AsyncMessage::Notification(notification) = message
-                && let Ok(id) = notification.payload().parse()
-                && told.send((id, at)).is_err()
-            {
-                break;
-            }
+/// Waits until green has `count` rows from number `first` on.
+async fn arrived(green: &Client, first: u64, count: u64) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        let row = green
+            .query_one("SELECT count(*) FROM lag WHERE id >= $1", &[&(first as i64)])
+            .await?;
+        if row.get::<_, i64>(0) == count as i64 {
+            return Ok(());
         }
-    });
-    client.batch_execute("LISTEN lag").await?;
-    // The connection ends when nobody has its client any more.
-    tokio::spawn(async move {
-        let _client = client;
-        std::future::pending::<()>().await;
-    });
-    Ok(arrivals)
+        ensure!(tokio::time::Instant::now() < deadline, "rows do not arrive");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// When the rows from number `first` on were committed there, in microseconds since 1970, by its log from `from` on.
+async fn commits(
+    tools: &ToolsInstall,
+    green: &PgCluster,
+    from: &str,
+    watch: &Client,
+    first: u64,
+) -> Result<HashMap<u64, i64>> {
+    // A commit that waits for the disk has everything before it there, too.
+    green.sql(
+        "postgres",
+        "SET synchronous_commit = on; SELECT pg_current_xact_id()",
+    )?;
+    let end = green.sql("postgres", "SELECT pg_current_wal_flush_lsn()")?;
+    let mut dump = tools.command("pg_waldump");
+    dump.env("TZ", "UTC")
+        .arg("--path")
+        .arg(green.data_dir().join("pg_wal"));
+    dump.args(["--rmgr", "Transaction", "--start", from, "--end", end.trim()]);
+    let dump = Process::run(dump, LIMIT)?;
+    ensure!(dump.code() == Some(0), "pg_waldump: {}", dump.stderr);
+    let (xids, times): (Vec<i64>, Vec<&str>) = dump.stdout.lines().filter_map(commit).unzip();
+    let joined = "SELECT id, (extract(epoch FROM at) * 1000000)::bigint \
+         FROM lag JOIN unnest($1::bigint[], $2::text[]::timestamptz[]) commit (xid, at) ON xid = lag.xmin::text::bigint \
+         WHERE id >= $3";
+    let rows = watch.query(joined, &[&xids, &times, &(first as i64)]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get::<_, i64>(0) as u64, row.get(1)))
+        .collect())
+}
+
+/// Transaction and time of a commit, from a line of `pg_waldump`: `… tx: 766, lsn: …, desc: COMMIT 2026-01-01 … UTC; origin: …`.
+fn commit(line: &str) -> Option<(i64, &str)> {
+    let (head, time) = line.split_once("desc: COMMIT ")?;
+    let xid = head.split_once("tx:")?.1.split(',').next()?;
+    Some((xid.trim().parse().ok()?, time.split(';').next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_are_told_from_other_lines() {
+        let line = "rmgr: Transaction len (rec/tot):     65/    65, tx:        766, lsn: 0/01A2B3C8, prev 0/01A2B390, \
+                    desc: COMMIT 2026-11-23 07:05:11.123456 UTC; origin: node 1, lsn 0/0, at 2026-11-23 07:05:11.1 UTC";
+        assert_eq!(commit(line), Some((766, "2026-11-23 07:05:11.123456 UTC")));
+        let abort = line.replace("COMMIT", "ABORT");
+        assert_eq!(commit(&abort), None);
+    }
 }

@@ -39,10 +39,14 @@ pub struct TxnSeq(pub u64);
 
 /// A transaction's own identity in its source's log: commit and end LSN, a GTID, a version. At most
 /// [`TxnId::MAX`] bytes, held inline so that a transaction record allocates nothing.
+///
+/// Aligned, and its bytes first: elsewhere eight of them are put together from parts that have just been written, for which
+/// the processor waits once a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(8))]
 pub struct TxnId {
-    len: u8,
     bytes: [u8; TxnId::MAX],
+    len: u8,
 }
 
 impl TxnId {

@@ -11,7 +11,7 @@ use cdc_core::{Batch, Error, Kind, Position, RawChunk, Result, TableName, TableS
 use super::message::{Begin, Commit, Message, Origin, ProtocolVersion, RowChange, Truncate};
 use super::relation::{Handling, Relations};
 use super::transaction::{OpenTransaction, transaction_id};
-use super::tuple::{TupleReader, Tuples, new_column_is};
+use super::tuple::{Numbered, TupleReader, Tuples, new_column_is};
 use crate::error_map::position_lsn;
 use crate::lsn::Lsn;
 use crate::tracker::PgTracker;
@@ -256,21 +256,17 @@ impl PgDecoder {
                 }
             }
         }
-        let number = table.number_in(batch)?;
-        let schema = &*table.schema;
-        let tuples = Tuples::new(change, end);
-        let images = match op {
-            Op::Insert => TupleReader::insert(tuples, schema, batch),
-            Op::Update => self.tuples.update(tuples, schema, batch),
-            _ => self.tuples.delete(tuples, schema, batch),
+        let numbered = Numbered {
+            number: table.number_in(batch)?,
+            schema: &table.schema,
         };
-        match images {
-            Ok(images) => {
-                batch.push(op, number, images.before, images.full_before, images.after);
-                Ok(())
-            }
-            Err(error) => Err(in_table(error, schema)),
-        }
+        let tuples = Tuples::new(change, end);
+        let added = match op {
+            Op::Insert => TupleReader::insert(tuples, numbered, batch),
+            Op::Update => self.tuples.update(tuples, numbered, batch),
+            _ => self.tuples.delete(tuples, numbered, batch),
+        };
+        added.map_err(|error| in_table(error, &table.schema))
     }
 
     fn truncate(&mut self, truncate: &Truncate<'_>, batch: &mut Batch) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Tuples (TupleData): cells that point at the values where they are in the chunk, which becomes the slab.
 
+use cdc_core::batch::Op;
 use cdc_core::model::Identity;
 use cdc_core::{Batch, Cell, Error, Kind, Result, TableSchema};
 
@@ -30,15 +31,14 @@ fn field<'a>(cursor: &mut Cursor<'a>) -> Result<Field<'a>, Malformed> {
     }
 }
 
-/// The images of a row change in a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Images {
-    pub(super) before: Option<u32>,
-    pub(super) full_before: bool,
-    pub(super) after: Option<u32>,
+/// A table under its number in the batch.
+#[derive(Clone, Copy)]
+pub(super) struct Numbered<'a> {
+    pub(super) schema: &'a TableSchema,
+    pub(super) number: u16,
 }
 
-/// Reads the tuples of row changes. Holds only memory that is used again.
+/// Reads the tuples of row changes and adds the changes. Holds only memory that is used again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TupleReader {
     /// the old tuple as it was sent, kept while the new one is read
@@ -166,14 +166,11 @@ impl<'a> Tuples<'a> {
 
     /// The new row of a change that says nothing of the old one.
     #[inline(always)]
-    fn new_row(&mut self, schema: &TableSchema, batch: &mut Batch) -> Result<Images> {
-        let after = self.image(schema, batch, |_| {})?;
+    fn new_row(&mut self, op: Op, table: Numbered<'_>, batch: &mut Batch) -> Result<()> {
+        let after = self.image(table.schema, batch, |_| {})?;
         self.end()?;
-        Ok(Images {
-            before: None,
-            full_before: false,
-            after: Some(after),
-        })
+        batch.push(op, table.number, None, false, Some(after));
+        Ok(())
     }
 }
 
@@ -205,9 +202,9 @@ fn read_columns<'a>(columns: &'a [u8], end: u32, cells: &mut [Cell]) -> Option<&
 impl TupleReader {
     /// The new row of an insert: `N` tuple.
     #[inline(always)]
-    pub(super) fn insert(mut tuples: Tuples<'_>, schema: &TableSchema, batch: &mut Batch) -> Result<Images> {
+    pub(super) fn insert(mut tuples: Tuples<'_>, table: Numbered<'_>, batch: &mut Batch) -> Result<()> {
         match tuples.marker()? {
-            b'N' => tuples.new_row(schema, batch),
+            b'N' => tuples.new_row(Op::Insert, table, batch),
             marker => Err(tuples.unknown_marker(marker)),
         }
     }
@@ -217,14 +214,14 @@ impl TupleReader {
     pub(super) fn update(
         &mut self,
         mut tuples: Tuples<'_>,
-        schema: &TableSchema,
+        table: Numbered<'_>,
         batch: &mut Batch,
-    ) -> Result<Images> {
-        expect_identity(schema)?;
+    ) -> Result<()> {
+        expect_identity(table.schema)?;
         match tuples.marker()? {
-            b'N' => tuples.new_row(schema, batch),
-            b'K' => self.both_rows(tuples, schema, false, batch),
-            b'O' => self.both_rows(tuples, schema, true, batch),
+            b'N' => tuples.new_row(Op::Update, table, batch),
+            b'K' => self.both_rows(tuples, table, false, batch),
+            b'O' => self.both_rows(tuples, table, true, batch),
             marker => Err(tuples.unknown_marker(marker)),
         }
     }
@@ -234,49 +231,43 @@ impl TupleReader {
     fn both_rows(
         &mut self,
         mut tuples: Tuples<'_>,
-        schema: &TableSchema,
+        table: Numbered<'_>,
         full: bool,
         batch: &mut Batch,
-    ) -> Result<Images> {
-        let before = self.old_tuple(&mut tuples, schema, full, batch)?;
+    ) -> Result<()> {
+        let before = self.old_tuple(&mut tuples, table.schema, full, batch)?;
         match tuples.marker()? {
             b'N' => {}
             marker => return Err(tuples.unknown_marker(marker)),
         }
-        let after = tuples.image(schema, batch, |cells| {
+        let after = tuples.image(table.schema, batch, |cells| {
             let cells = cells.iter_mut().zip(&self.old);
             for (cell, old) in cells.filter(|(cell, _)| full && **cell == Cell::UNCHANGED) {
                 *cell = *old;
             }
         })?;
         tuples.end()?;
-        Ok(Images {
-            before: Some(before),
-            full_before: full,
-            after: Some(after),
-        })
+        batch.push(Op::Update, table.number, Some(before), full, Some(after));
+        Ok(())
     }
 
     /// The old row of a delete: `K` or `O` tuple.
     pub(super) fn delete(
         &mut self,
         mut tuples: Tuples<'_>,
-        schema: &TableSchema,
+        table: Numbered<'_>,
         batch: &mut Batch,
-    ) -> Result<Images> {
-        expect_identity(schema)?;
+    ) -> Result<()> {
+        expect_identity(table.schema)?;
         let full_before = match tuples.marker()? {
             b'O' => true,
             b'K' => false,
             marker => return Err(tuples.unknown_marker(marker)),
         };
-        let before = self.old_tuple(&mut tuples, schema, full_before, batch)?;
+        let before = self.old_tuple(&mut tuples, table.schema, full_before, batch)?;
         tuples.end()?;
-        Ok(Images {
-            before: Some(before),
-            full_before,
-            after: None,
-        })
+        batch.push(Op::Delete, table.number, Some(before), full_before, None);
+        Ok(())
     }
 
     /// In a `K` tuple the columns outside the key are sent as NULL; they are no values.
