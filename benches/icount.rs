@@ -1,21 +1,30 @@
-//! Instruction counts: what a row costs to decode and to plan, and how that grows with tables, columns and rows. They do
-//! not drift with the machine's load as times do. Needs `valgrind`.
+//! Instruction counts: what a row costs to decode and to plan, beside the fastest of the other decoders, and how that grows
+//! with tables, columns and rows. They do not drift with the machine's load as times do. Needs `valgrind`.
 //!
 //! Each case runs once in a process of its own under callgrind, which counts only inside [`icount_measured`].
+
+#[path = "decode_pgoutput/peers.rs"]
+#[expect(dead_code, reason = "the fastest are counted")]
+mod peers;
 
 use std::hint::black_box;
 use std::process::Command;
 use std::sync::Arc;
 
-use cdc_benches::{Corpus, target};
+use cdc_benches::{Corpus, Totals, target};
 use cdc_core::Batch;
 use cdc_core::plan::{Piece, PlanMode, Planner, TxnGroup};
 use cdc_core::source::Decoder;
 
+/// Batches that are filled in turn, as they circulate between the threads of the pipeline.
+const BATCHES: usize = 4;
+
 /// What is counted.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Work {
     Decode,
+    /// The same by another published decoder
+    Peer(fn(&Corpus) -> Totals),
     Plan,
 }
 
@@ -37,7 +46,23 @@ const fn case(name: &'static str, work: Work, corpus: fn() -> Corpus, tenth: Opt
     }
 }
 
-const CASES: [Case; 26] = [
+const fn peer(name: &'static str, decode: fn(&Corpus) -> Totals, corpus: fn() -> Corpus) -> Case {
+    case(name, Work::Peer(decode), corpus, None)
+}
+
+const CASES: [Case; 30] = [
+    peer("elefant-client/wide", peers::elefant_client, || {
+        Corpus::wide(20_000)
+    }),
+    peer("pgsync-postgres/wide", peers::pgsync_postgres, || {
+        Corpus::wide(20_000)
+    }),
+    peer("elefant-client/tx", peers::elefant_client, || {
+        Corpus::small_transactions(5_000)
+    }),
+    peer("pgsync-postgres/tx", peers::pgsync_postgres, || {
+        Corpus::small_transactions(5_000)
+    }),
     case("decode/narrow", Work::Decode, || Corpus::narrow(20_000), None),
     case("decode/toast", Work::Decode, || Corpus::toast(20_000), None),
     case(
@@ -170,19 +195,36 @@ fn icount_measured(work: &mut dyn FnMut()) {
 /// Does what a case counts.
 fn perform(case: &Case) {
     let corpus = (case.corpus)();
+    match case.work {
+        Work::Decode => decode(&corpus),
+        Work::Peer(decode) => icount_measured(&mut || _ = black_box(decode(&corpus))),
+        Work::Plan => plan(&corpus),
+    }
+}
+
+/// Into batches that are filled in turn, every value looked at, as the others do.
+fn decode(corpus: &Corpus) {
+    let mut decoder = corpus.decoder();
+    let mut batches: [Batch; BATCHES] = Default::default();
+    let (mut chunks, mut totals) = (corpus.chunks(), Totals::default());
+    icount_measured(&mut || {
+        for (index, chunk) in chunks.iter_mut().enumerate() {
+            let batch = &mut batches[index % BATCHES];
+            batch.clear();
+            decoder.decode(chunk, batch).unwrap();
+            totals.add_batch(batch);
+        }
+    });
+    black_box(totals);
+}
+
+fn plan(corpus: &Corpus) {
     let mut decoder = corpus.decoder();
     let mut chunks = corpus.chunks();
     let mut batches: Vec<Batch> = chunks.iter().map(|_| Batch::new()).collect();
-    let mut decode = || {
-        for (chunk, batch) in chunks.iter_mut().zip(&mut batches) {
-            decoder.decode(chunk, batch).unwrap();
-        }
-    };
-    if case.work == Work::Decode {
-        icount_measured(&mut decode);
-        return;
+    for (chunk, batch) in chunks.iter_mut().zip(&mut batches) {
+        decoder.decode(chunk, batch).unwrap();
     }
-    decode();
     let mut planner = Planner::new(target::catalog(&batches));
     let pieces = batches.into_iter().map(|batch| Piece {
         txns: 0..batch.txns().len(),
@@ -213,7 +255,7 @@ fn count(name: &str) -> Option<u64> {
         .arg(program)
         .args(["--case", name])
         .output()
-        .ok()?;
+        .expect("valgrind counts the instructions and has to be installed");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {told}");
     let counted = told.lines().find_map(|line| line.split("Collected :").nth(1))?;
@@ -228,10 +270,6 @@ fn main() {
         .find(|case| Some(case.name) == wanted.map(String::as_str))
     {
         perform(case);
-        return;
-    }
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        println!("icount: install valgrind for instruction counts");
         return;
     }
     println!(

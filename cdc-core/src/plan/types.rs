@@ -206,6 +206,7 @@ impl ApplyPlan {
     }
 
     /// Source column `column` of an image; [`Datum::Absent`] where the image does not say.
+    #[inline]
     pub fn datum(&self, image: Image, column: usize) -> Datum<'_> {
         let found = match image {
             Image::After(row) => self.event(row).map(|event| event.after(column)),
