@@ -170,7 +170,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 side.start()?;
                 let count = rate * args.seconds;
                 let blue = blue.url("postgres");
-                let lags = runtime.block_on(measure(&tools, &blue, &side.green, *rate, count, &mut next))?;
+                let lags = runtime.block_on(measure(&tools, &blue, &side.green, *rate, count, &mut next));
+                let lags = lags.with_context(|| side.name)?;
                 *told = format!("{} {}", side.name, describe(lags));
                 side.stop()?;
             }
@@ -237,7 +238,8 @@ async fn measure(
         let seen = on_green.get(row)?;
         Some((seen - committed) as f64 / 1e3)
     });
-    lags.collect::<Option<Vec<f64>>>().context("a row was lost")
+    let lags: Option<Vec<f64>> = lags.collect();
+    lags.with_context(|| format!("green's log has commits of {} rows of {count}", on_green.len()))
 }
 
 /// Waits until green has `count` rows from number `first` on.
@@ -263,11 +265,9 @@ async fn commits(
     watch: &Client,
     first: u64,
 ) -> Result<HashMap<u64, i64>> {
-    // A commit that waits for the disk has everything before it there, too.
-    green.sql(
-        "postgres",
-        "SET synchronous_commit = on; SELECT pg_current_xact_id()",
-    )?;
+    // A commit that waits for the disk has everything before it there, too; one that wrote nothing does not wait.
+    let durable = "SELECT pg_logical_emit_message(true, 'bench', '')";
+    green.sql("postgres", durable)?;
     let end = green.sql("postgres", "SELECT pg_current_wal_flush_lsn()")?;
     let mut dump = tools.command("pg_waldump");
     dump.env("TZ", "UTC")
