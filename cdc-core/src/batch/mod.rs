@@ -123,14 +123,6 @@ impl Batch {
         self.slab.len() + size_of_val(self.cells.as_slice()) + size_of_val(self.rows.as_slice())
     }
 
-    /// Bytes of memory that the arrays have, filled or not.
-    pub(crate) fn capacity(&self) -> usize {
-        self.slab.capacity()
-            + self.cells.capacity() * size_of::<Cell>()
-            + self.rows.capacity() * size_of::<RowChange>()
-            + self.txns.capacity() * size_of::<TxnRecord>()
-    }
-
     /// Holds a share of the memory budget until the batch is cleared or dropped.
     pub(crate) fn hold(&mut self, charge: Charge) {
         self.charge = Some(charge);
