@@ -20,6 +20,8 @@ pub struct Control {
     renew: AtomicBool,
     spare_lane: AtomicBool,
     deadline: Mutex<Option<Instant>>,
+    /// a session's, or that of whoever needs the stream to stand still between two
+    turn: tokio::sync::Mutex<()>,
     /// lets a verify hold the stream still
     pub gate: Gate,
     beats: Mutex<VecDeque<(i64, Instant)>>,
@@ -29,6 +31,10 @@ pub struct Control {
     /// told when a marker has arrived
     arriving: Notify,
 }
+
+/// While it lives, no other session of the stream begins.
+#[derive(Debug)]
+pub struct SessionTurn<'a>(#[expect(dead_code, reason = "held")] tokio::sync::MutexGuard<'a, ()>);
 
 /// Returns once `reached`, which whoever makes it so tells `told` of.
 async fn until(told: &Notify, reached: impl Fn() -> bool) {
@@ -66,15 +72,23 @@ impl Control {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Asks the session under way to end after what it has read, so that the next one sees what has changed around it.
-    pub fn renew_session(&self) {
-        self.renew.store(true, Ordering::SeqCst);
-        self.ending.notify_waiters();
+    /// Waits until a session may begin, in the order of asking; it is over when what is returned is dropped.
+    pub async fn begin_session(&self) -> SessionTurn<'_> {
+        // First: who asks the session to end from here on is behind it in line, who did before is ahead of it.
+        self.renew.store(false, Ordering::SeqCst);
+        SessionTurn(self.turn.lock().await)
     }
 
-    /// Notes that a session begins: it sees everything that a request to renew was about.
-    pub fn session_begins(&self) {
-        self.renew.store(false, Ordering::SeqCst);
+    /// Has the session under way end after what it has read, and returns when it has. The next one, which sees what has
+    /// changed around it, begins when what is returned is dropped.
+    pub async fn between_sessions(&self) -> SessionTurn<'_> {
+        let ask = async {
+            self.renew.store(true, Ordering::SeqCst);
+            self.ending.notify_waiters();
+        };
+        // In line before it is asked: else one that ends at once makes way for the next, which nobody asks.
+        let (turn, ()) = tokio::join!(biased; self.turn.lock(), ask);
+        SessionTurn(turn)
     }
 
     /// Has the lane of the next session begin late: it may be what this one failed of.
@@ -155,5 +169,46 @@ impl Control {
             markers.iter().any(|id| self.marker_reached(id))
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_session_that_ends_at_once_makes_way_for_whoever_asked_it_to() {
+        const ROUNDS: u32 = 20_000;
+        let control = Arc::new(Control::new());
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .build()
+                .expect("a runtime")
+        };
+        let of_sessions = Arc::clone(&control);
+        let sessions = std::thread::spawn(move || {
+            let runtime = runtime();
+            while !of_sessions.stopping() {
+                runtime.block_on(async {
+                    let _turn = of_sessions.begin_session().await;
+                    of_sessions.session_end().await;
+                });
+            }
+        });
+        let (done, is_done) = channel();
+        let of_asking = Arc::clone(&control);
+        std::thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                drop(runtime().block_on(of_asking.between_sessions()));
+            }
+            done.send(()).expect("it is waited for");
+        });
+        let met = is_done.recv_timeout(Duration::from_secs(300));
+        assert!(met.is_ok(), "a session goes on beside one who waits for its end");
+        control.stop(Duration::ZERO);
+        sessions.join().expect("sessions end");
     }
 }

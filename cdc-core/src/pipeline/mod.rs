@@ -35,7 +35,7 @@ mod session;
 mod stats;
 
 pub(crate) use budget::Charge;
-pub use control::Control;
+pub use control::{Control, SessionTurn};
 pub use gate::Gate;
 pub use lag::{LagHistogram, LagSummary};
 pub use session::{PipelineConfig, Session, SessionEnd, SinkMaker, run_session};

@@ -16,9 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cdc_core::engine::{JobNames, Occupancy, SeedPhase, SeedTable, Side};
-use cdc_core::pipeline::{Control, StatsSnapshot, StreamStats};
+use cdc_core::pipeline::{Control, SessionTurn, StatsSnapshot, StreamStats};
 use cdc_core::{Error, Kind, Result, TableName, TableSelection, failpoint};
-use tokio::sync::MutexGuard;
 
 use super::backoff::Backoff;
 use super::follow::{Following, complete_schema, follow, not_stopping, pass_marker};
@@ -36,17 +35,6 @@ const LOOKING: &str = "looking for tables that are set aside";
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How often the log tells how far the copy is.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
-
-/// Whose turn it is with a stream: a session's, or that of whoever needs it to stand still between two sessions.
-#[derive(Debug, Default)]
-pub(super) struct Turn(tokio::sync::Mutex<()>);
-
-impl Turn {
-    /// Waits for the turn, in the order of asking.
-    pub(super) async fn take(&self) -> MutexGuard<'_, ()> {
-        self.0.lock().await
-    }
-}
 
 /// What there was to do for tables that are set aside.
 #[derive(Debug)]
@@ -334,8 +322,7 @@ impl<'a> Beside<'a> {
         } = &**self.context;
         reporter.note(&format!("copying {} anew beside the stream", list(&tables)));
         // Sessions that begin from here on leave the tables out.
-        control.renew_session();
-        drop(self.following.turn.take().await);
+        drop(control.between_sessions().await);
         failpoint!("beside.left-out", error);
         let published = self.of_job_and_there().await?;
         persist(self.context, "publishing the tables", || {
@@ -368,7 +355,7 @@ impl<'a> Beside<'a> {
 
     /// Seeds and follows as a job of its own; returns with the job's stream standing still, no further than this one has
     /// come, or `None` when it was stopped.
-    async fn follow_beside(&self, beside: &Arc<RunContext>) -> Result<Option<MutexGuard<'_, ()>>> {
+    async fn follow_beside(&self, beside: &Arc<RunContext>) -> Result<Option<SessionTurn<'_>>> {
         let RunContext { target, settings, .. } = &**self.context;
         let fence = target
             .take_fence(&self.names.job, settings.takeover_timeout)
@@ -383,8 +370,7 @@ impl<'a> Beside<'a> {
         tracing::info!(rows, bytes, seconds, "copied beside the stream");
         let meeting = async {
             pass_marker(beside, "near").await?;
-            self.context.control.renew_session();
-            let standing_still = self.following.turn.take().await;
+            let standing_still = self.context.control.between_sessions().await;
             failpoint!("beside.standing-still", error);
             pass_marker(beside, "ahead").await?;
             Ok(standing_still)

@@ -7,7 +7,7 @@ use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::{Control, Phase};
 use cdc_core::{Error, Kind, Result};
 
-use super::beside::{Attended, Beside, Turn};
+use super::beside::{Attended, Beside};
 use super::facts::TargetFacts;
 use super::retry::{in_time, persist};
 use super::tables::JobTables;
@@ -30,7 +30,6 @@ pub(super) struct Followed {
 pub(super) struct Following {
     pub(super) tables: JobTables,
     pub(super) facts: TargetFacts,
-    pub(super) turn: Turn,
 }
 
 impl Following {
@@ -38,7 +37,6 @@ impl Following {
         Arc::new(Self {
             tables,
             facts: TargetFacts::default(),
-            turn: Turn::default(),
         })
     }
 }

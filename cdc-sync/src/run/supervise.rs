@@ -30,12 +30,11 @@ pub(super) fn supervise(context: &RunContext, following: &Following, epoch: i64)
     let mut retries = 0;
     loop {
         let groups = context.stats.snapshot().groups;
-        let ours = runtime.block_on(following.turn.take());
-        context.control.session_begins();
+        let turn = runtime.block_on(context.control.begin_session());
         let ended = runtime
             .block_on(open(context, following, epoch))
             .and_then(run_session);
-        drop(ours);
+        drop(turn);
         let error = match ended {
             Ok(_) if context.control.stopping() => return Ok(()),
             Ok(_) => continue,
