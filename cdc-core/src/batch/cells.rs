@@ -18,6 +18,11 @@ impl Cells {
         self.used
     }
 
+    /// How many there is memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.room.capacity()
+    }
+
     /// All of them.
     pub(crate) fn as_slice(&self) -> &[Cell] {
         self.room.get(..self.used).unwrap_or_default()

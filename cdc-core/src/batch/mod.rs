@@ -119,8 +119,16 @@ impl Batch {
     }
 
     /// Bytes that the changes occupy: values, cells and row records.
-    pub fn footprint(&self) -> usize {
+    pub(crate) fn filled(&self) -> usize {
         self.slab.len() + size_of_val(self.cells.as_slice()) + size_of_val(self.rows.as_slice())
+    }
+
+    /// Bytes of memory that the arrays have, filled or not: what was filled once stays in memory.
+    pub fn footprint(&self) -> usize {
+        self.slab.capacity()
+            + self.cells.capacity() * size_of::<Cell>()
+            + self.rows.capacity() * size_of::<RowChange>()
+            + self.txns.capacity() * size_of::<TxnRecord>()
     }
 
     /// Holds a share of the memory budget until the batch is cleared or dropped.

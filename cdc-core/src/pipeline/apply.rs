@@ -15,10 +15,10 @@ use super::ahead::Lane;
 use super::control::Control;
 use super::internal::InternalRows;
 use super::plan::Work;
+use super::pool::BatchPool;
 use super::session::Durable;
 use super::stats::{Phase, StreamStats};
 use crate::BoxFuture;
-use crate::batch::Batch;
 use crate::conflict::ConflictHandler;
 use crate::error::{Action, Error, Kind, Result};
 use crate::model::{ChangeCounts, Position};
@@ -47,7 +47,7 @@ pub(super) struct ApplyStage {
     pub(super) tracker: Box<dyn PositionTracker>,
     pub(super) work: Receiver<Work>,
     pub(super) free: Sender<()>,
-    pub(super) recycled_batches: Sender<Arc<Batch>>,
+    pub(super) pool: Arc<BatchPool>,
     pub(super) recycled_plans: Sender<Box<ApplyPlan>>,
     pub(super) durable: Arc<Durable>,
     pub(super) control: Arc<Control>,
@@ -229,12 +229,9 @@ impl ApplyStage {
     }
 
     fn recycle(&self, mut plan: Box<ApplyPlan>) {
-        for mut piece in plan.group.pieces.drain(..) {
-            // One that reaches into the next group is handed back with that.
-            if let Some(batch) = Arc::get_mut(&mut piece.batch) {
-                batch.clear();
-                let _ = self.recycled_batches.try_send(piece.batch);
-            }
+        for piece in plan.group.pieces.drain(..) {
+            // One that reaches into the next group is kept when that is handed back.
+            self.pool.give(piece.batch);
         }
         plan.clear();
         let _ = self.recycled_plans.try_send(plan);

@@ -28,6 +28,11 @@ impl Budget {
         }
     }
 
+    /// Whether there is room for so many bytes beside what is under way.
+    pub(super) fn leaves(&self, bytes: usize) -> bool {
+        self.used.load(Ordering::Relaxed).saturating_add(bytes) <= self.limit
+    }
+
     /// Whether nothing more should be taken in. One piece of any size is always let in, or a row larger than the
     /// budget would never arrive.
     pub(super) fn exhausted(&self) -> bool {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::budget::Budget;
+use super::pool::BatchPool;
 use super::stats::StreamStats;
 use crate::batch::{Batch, OpCounts};
 use crate::error::{Error, Result};
@@ -19,17 +20,16 @@ pub(super) struct DecodeStage {
     pub(super) chunks: Receiver<RawChunk>,
     pub(super) emptied: Sender<RawChunk>,
     pub(super) batches: Sender<Arc<Batch>>,
-    /// cleared, and nobody else's
-    pub(super) recycled: Receiver<Arc<Batch>>,
+    pub(super) pool: Arc<BatchPool>,
     pub(super) budget: Arc<Budget>,
     pub(super) stats: Arc<StreamStats>,
 }
 
 impl DecodeStage {
-    pub(super) fn run(mut self) -> Result<()> {
+    pub(super) fn run(&mut self) -> Result<()> {
         let mut seq = TxnSeq::default();
         while let Ok(mut chunk) = self.chunks.recv() {
-            let mut shared = self.recycled.try_recv().unwrap_or_default();
+            let mut shared = self.pool.take();
             let batch = Arc::get_mut(&mut shared)
                 .ok_or_else(|| Error::bug("a batch that is read by someone was handed back"))?;
             let read = chunk.bytes.len() as u64;
@@ -56,7 +56,9 @@ impl DecodeStage {
                 stats.decoded_bytes += read;
                 stats.decoded.add(&ops);
             });
-            if !batch.is_empty() && self.batches.send(shared).is_err() {
+            if batch.is_empty() {
+                self.pool.give(shared);
+            } else if self.batches.send(shared).is_err() {
                 return Ok(());
             }
         }

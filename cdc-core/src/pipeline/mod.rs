@@ -21,6 +21,8 @@
 //! - Each thread ends when its input or output is gone; the first error is the session's.
 
 mod ahead;
+#[cfg(test)]
+mod allocations;
 mod apply;
 mod budget;
 mod control;
@@ -30,6 +32,7 @@ mod grouper;
 mod internal;
 mod lag;
 mod plan;
+mod pool;
 mod read;
 mod session;
 mod stats;

@@ -49,7 +49,7 @@ pub(super) struct PlanStage {
 }
 
 impl PlanStage {
-    pub(super) fn run(mut self) -> Result<()> {
+    pub(super) fn run(&mut self) -> Result<()> {
         let mut answered: Option<Barrier> = None;
         let mut free = false;
         let mut input_ended = false;

@@ -14,6 +14,7 @@ use super::control::Control;
 use super::decode::DecodeStage;
 use super::grouper::{GroupLimits, Grouper};
 use super::plan::PlanStage;
+use super::pool::BatchPool;
 use super::read::ReadStage;
 use super::stats::StreamStats;
 use crate::ahead;
@@ -25,23 +26,23 @@ use crate::sink::{Checkpoint, Sink};
 use crate::source::{Source, StreamStart};
 
 /// Chunks under way between source and decoder.
-const CHUNKS: usize = 8;
+pub(super) const CHUNKS: usize = 8;
 /// Batches under way between decoder and planner: with chunks of 256 KiB, 8 MiB.
-const BATCHES: usize = 32;
+pub(super) const BATCHES: usize = 32;
 
 /// Plans under way between planner and sink: one being applied, one ready for it.
-const PLANS: usize = 2;
+pub(super) const PLANS: usize = 2;
 
 /// The memory budget in groups: one being applied, one planned, one gathered, and what is decoded meanwhile.
-const BUDGET_GROUPS: usize = 4;
+pub(super) const BUDGET_GROUPS: usize = 4;
 
-/// Limits of a pipeline. What is under way is bounded by four times `group_bytes` plus one chunk, which is one frame
-/// of the log when that is large.
+/// Limits of a pipeline. What is under way, and what is kept to be filled again beside it, is bounded by four times
+/// `group_bytes` plus one chunk, which is one frame of the log when that is large.
 #[derive(Debug, Clone, Copy)]
 pub struct PipelineConfig {
     /// rows after which a group is applied
     pub group_rows: usize,
-    /// bytes (values, cells and row records) after which a group is applied
+    /// bytes of memory (of values, cells and row records) after which a group is applied
     pub group_bytes: usize,
 }
 
@@ -130,6 +131,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let decoder = source_runtime.block_on(source.open(&start))?;
     // More than the one group that may be waiting for its rest holds, so that the rest can always come.
     let budget = Budget::new(config.group_bytes.saturating_mul(BUDGET_GROUPS));
+    let pool = BatchPool::new(&budget);
     let durable = Arc::new(Durable::default());
     durable.set(checkpoint.position.clone());
 
@@ -168,13 +170,12 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
     let (chunk_tx, chunk_rx) = bounded(CHUNKS);
     let (emptied_tx, emptied_rx) = bounded(CHUNKS);
     let (batch_tx, batch_rx) = bounded(BATCHES);
-    let (recycled_batch_tx, recycled_batch_rx) = bounded(2 * BATCHES);
     let (recycled_plan_tx, recycled_plan_rx) = bounded(PLANS);
     let (work_tx, work_rx) = bounded(1);
     let (free_tx, free_rx) = bounded(1);
     let (apply_ended_tx, apply_ended_rx) = bounded(0);
 
-    let plan = PlanStage {
+    let mut plan = PlanStage {
         grouper: Grouper::new(limits, decoder.tracker()),
         planner: Planner::new(Arc::clone(&catalog)),
         batches: batch_rx,
@@ -192,7 +193,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         tracker: decoder.tracker(),
         work: work_rx,
         free: free_tx,
-        recycled_batches: recycled_batch_tx,
+        pool: Arc::clone(&pool),
         recycled_plans: recycled_plan_tx,
         durable: Arc::clone(&durable),
         control: Arc::clone(&control),
@@ -205,12 +206,12 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
         durable_since: Instant::now(),
         undurable: false,
     };
-    let decode = DecodeStage {
+    let mut decode = DecodeStage {
         decoder,
         chunks: chunk_rx,
         emptied: emptied_tx,
         batches: batch_tx,
-        recycled: recycled_batch_rx,
+        pool,
         budget: Arc::clone(&budget),
         stats,
     };
