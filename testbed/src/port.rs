@@ -1,9 +1,10 @@
 //! TCP ports that stay ours while a server restarts.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::ErrorKind::ConnectionRefused;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -41,7 +42,7 @@ impl Port {
             else {
                 continue;
             };
-            if file.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
+            if file.try_lock().is_ok() && is_free(number) {
                 return Ok(Port { number, _lock: file });
             }
         }
@@ -53,19 +54,43 @@ impl Port {
     }
 }
 
+/// Whether nobody listens there. Asked by a connection: a process that is being started meanwhile would hold on to a socket
+/// that listens, for as long as it takes it to become another program, and whoever then took the port would find it in use.
+fn is_free(number: u16) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, number));
+    TcpStream::connect_timeout(&address, Duration::from_secs(1))
+        .is_err_and(|error| error.kind() == ConnectionRefused)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::process::Command;
+    use std::thread;
+
     use super::*;
 
     #[test]
-    fn reservations_differ_and_can_be_bound() {
-        let ports: Vec<Port> = (0..20).map(|_| Port::reserve().unwrap()).collect();
-        let mut numbers: Vec<u16> = ports.iter().map(Port::number).collect();
-        for number in &numbers {
-            drop(TcpListener::bind((Ipv4Addr::LOCALHOST, *number)).unwrap());
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        assert_eq!(numbers.len(), 20);
+    fn reservations_differ_and_can_be_bound_while_processes_start() {
+        thread::scope(|scope| {
+            let bound = |port: Port| {
+                let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, port.number)).map(drop);
+                (port, bound)
+            };
+            let reserving = scope
+                .spawn(move || -> Vec<_> { (0..2_000).map(|_| bound(Port::reserve().unwrap())).collect() });
+            while !reserving.is_finished() {
+                assert!(Command::new("true").status().unwrap().success());
+            }
+            let ports = reserving.join().unwrap();
+            let mut numbers = Vec::new();
+            for (port, bound) in &ports {
+                assert!(bound.is_ok(), "port {}: {bound:?}", port.number);
+                numbers.push(port.number);
+            }
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(numbers.len(), 2_000);
+        });
     }
 }
