@@ -34,9 +34,10 @@ struct Following {
 }
 
 impl Following {
-    /// Starts with the table `schema` and a row in it, and waits for its seed. The budget is four times `group_mb`.
-    fn start(schema: &str, group_mb: u64, group_rows: u64) -> Self {
-        let pair = Pair::start(12, 18).expect("two servers");
+    /// Starts with a blue of this version, the table `schema` and a row in it, and waits for its seed. The budget is four times
+    /// `group_mb`.
+    fn start(blue: u16, schema: &str, group_mb: u64, group_rows: u64) -> Self {
+        let pair = Pair::start(blue, 18).expect("two servers");
         pair.on_blue(schema).expect("blue has the table");
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("job.toml");
@@ -123,12 +124,22 @@ impl Following {
     }
 }
 
+const MILLION: &str = "INSERT INTO t SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 1000000) n";
+
 #[test]
 fn a_million_rows_in_one_transaction() {
-    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v text)", 16, 50_000);
-    let script = "INSERT INTO t SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 1000000) n";
-    let peak = following.apply(script, 1_000_000);
+    let mut following = Following::start(12, "CREATE TABLE t (id bigint PRIMARY KEY, v text)", 16, 50_000);
+    let peak = following.apply(MILLION, 1_000_000);
     assert!(peak < 64 * MIB + PROCESS + BETWEEN, "{} MiB", peak / MIB);
+}
+
+#[test]
+fn a_million_rows_that_come_while_their_transaction_runs() {
+    let mut following = Following::start(18, "CREATE TABLE t (id bigint PRIMARY KEY, v text)", 16, 50_000);
+    let peak = following.apply(MILLION, 1_000_000);
+    assert!(peak < 64 * MIB + PROCESS + BETWEEN, "{} MiB", peak / MIB);
+    let streamed = "SELECT bool_or(stream_txns > 0) FROM pg_stat_replication_slots";
+    assert_eq!(following.pair.on_blue(streamed).expect("blue answers"), "t");
 }
 
 #[test]
@@ -136,7 +147,7 @@ fn ten_million_rows_in_one_transaction() {
     if !testbed::runs_long_tier() {
         return;
     }
-    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v text)", 64, 400_000);
+    let mut following = Following::start(12, "CREATE TABLE t (id bigint PRIMARY KEY, v text)", 64, 400_000);
     let script = "INSERT INTO t SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 10000000) n";
     let peak = following.apply(script, 10_000_000);
     assert!(peak < 512 * MIB, "{} MiB", peak / MIB);
@@ -144,7 +155,7 @@ fn ten_million_rows_in_one_transaction() {
 
 #[test]
 fn rows_of_many_megabytes_in_one_transaction() {
-    let mut following = Following::start("CREATE TABLE t (id bigint PRIMARY KEY, v bytea)", 16, 50_000);
+    let mut following = Following::start(12, "CREATE TABLE t (id bigint PRIMARY KEY, v bytea)", 16, 50_000);
     // 8 MB each, 16 MB as text.
     let script =
         "INSERT INTO t SELECT n, decode(repeat(md5(n::text), 500000), 'hex') FROM generate_series(1, 40) n";

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::proc::{Stat, children};
 
 /// Time between two looks: what a process does between the last one and its end is not seen.
-const EVERY: Duration = Duration::from_millis(50);
+const EVERY: Duration = Duration::from_millis(100);
 
 /// What one process used while it was watched.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,13 +1,17 @@
 //! `cargo xtask bench-inserts pg`: one transaction of a million inserts through cdc-sync, and both ends of its way alone.
 //!
-//! The source alone is `pg_recvlogical` with the options that cdc-sync asks for, into nothing; COPY alone is `psql` with the same
-//! rows from a file, into a table with the same key. Every round has new servers; which of the three goes first rotates.
+//! The source alone is read by our own reader with the options that cdc-sync asks for, into nothing (`benches/source.rs`), and once
+//! more with values in binary, which it does not ask for; COPY alone is `psql` with the same rows from a file, into a table
+//! with the same key. Every round has new servers; which of the four goes first rotates.
 
-use std::process::Stdio;
+use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use testbed::provision::{ToolsInstall, postgres_tools};
+
+use crate::build::source;
 
 use crate::bench_compare::{WIDE, cluster, follow, median, wide_rows};
 use crate::build::release_binary;
@@ -27,32 +31,44 @@ pub(crate) struct Args {
     major: u16,
 }
 
+/// Reading alone: seconds, and CPU seconds of blue's walsender.
+#[derive(Clone, Copy, Default)]
+struct Read {
+    seconds: f64,
+    cpu: f64,
+}
+
 /// Seconds of one round.
 #[derive(Default)]
 struct Round {
     ours: f64,
-    source: f64,
+    text: Read,
+    binary: Read,
     copy: f64,
 }
 
 impl Round {
     /// Ours against the slower end.
     fn ratio(&self) -> f64 {
-        self.ours / self.source.max(self.copy)
+        self.ours / self.text.seconds.max(self.copy)
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let tools = postgres_tools()?;
-    let binary = release_binary()?;
+    let (binary, source) = (release_binary()?, source()?);
     let mut ratios = Vec::new();
     for number in 0..args.rounds {
-        let round = round(args, &tools, &binary, number)?;
+        let round = round(args, &tools, [&binary, &source], number)?;
         println!(
-            "round {}: ours {:.2} s, source alone {:.2} s, COPY alone {:.2} s: {:.2} of the slower",
+            "round {}: ours {:.2} s, source alone {:.2} s (walsender {:.2} s of CPU; binary {:.2} and {:.2} s), COPY alone {:.2} s: \
+             {:.2} of the slower",
             number + 1,
             round.ours,
-            round.source,
+            round.text.seconds,
+            round.text.cpu,
+            round.binary.seconds,
+            round.binary.cpu,
             round.copy,
             round.ratio()
         );
@@ -62,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, number: usize) -> Result<Round> {
+fn round(args: &Args, tools: &ToolsInstall, [binary, reader]: [&Path; 2], number: usize) -> Result<Round> {
     let (blue, green) = (cluster(args.major)?, cluster(args.major)?);
     green.create_database("alone")?;
     let url = blue.url("postgres");
@@ -84,14 +100,12 @@ fn round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, number: us
     source.run(&format!("\\copy wide TO '{file}'"))?;
 
     let mut round = Round::default();
-    for turn in 0..3 {
+    for turn in 0..4 {
         let began = Instant::now();
-        match (number + turn) % 3 {
+        match (number + turn) % 4 {
             0 => round.ours = follow(&[], binary, tools, [&blue, &green])?,
-            1 => {
-                receive(tools, &url, &end)?;
-                round.source = began.elapsed().as_secs_f64();
-            }
+            1 => round.text = read(reader, [&url, "alone", "alone", &end, "text"])?,
+            2 => round.binary = read(reader, [&url, "alone", "alone", &end, "binary"])?,
             _ => {
                 target.run(&format!("\\copy wide FROM '{file}'"))?;
                 round.copy = began.elapsed().as_secs_f64();
@@ -101,27 +115,16 @@ fn round(args: &Args, tools: &ToolsInstall, binary: &std::path::Path, number: us
     Ok(round)
 }
 
-/// Reads the slot up to `end` and throws away what comes.
-fn receive(tools: &ToolsInstall, url: &str, end: &str) -> Result<()> {
-    let mut command = tools.command("pg_recvlogical");
-    command.args(["-d", url, "--slot", "alone", "--start", "--no-loop", "-f", "-"]);
-    command.args(["--endpos", end]);
-    let options = [
-        "proto_version=2",
-        "publication_names=alone",
-        "messages=true",
-        "streaming=on",
-    ];
-    command.args(options.iter().flat_map(|option| ["-o", option]));
-    let output = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output()
-        .context("pg_recvlogical does not start")?;
-    ensure!(
-        output.status.success(),
-        "pg_recvlogical: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+/// Reads the slot and throws away what comes.
+fn read(reader: &Path, arguments: [&str; 5]) -> Result<Read> {
+    let began = Instant::now();
+    let output = Command::new(reader).args(arguments).output();
+    let output = output.context("cdc-source does not start")?;
+    let seconds = began.elapsed().as_secs_f64();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let cpu = told.split_whitespace().last().and_then(|cpu| cpu.parse().ok());
+    match cpu {
+        Some(cpu) if output.status.success() => Ok(Read { seconds, cpu }),
+        _ => bail!("cdc-source: {told}{}", String::from_utf8_lossy(&output.stderr)),
+    }
 }

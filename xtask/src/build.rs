@@ -16,6 +16,16 @@ pub(crate) fn floor() -> Result<PathBuf> {
     release_build("cdc-benches", "cdc-floor")
 }
 
+/// Builds the reader of `bench-inserts`; returns its path.
+pub(crate) fn source() -> Result<PathBuf> {
+    release_build("cdc-benches", "cdc-source")
+}
+
+/// Builds the program of `bench-crossover`; returns its path.
+pub(crate) fn crossover() -> Result<PathBuf> {
+    release_build("cdc-benches", "cdc-crossover")
+}
+
 fn release_build(package: &str, name: &str) -> Result<PathBuf> {
     let workspace = Workspace::load()?;
     let status = workspace

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench_compare;
+mod bench_crossover;
 mod bench_inserts;
 mod bench_latency;
 mod bench_pgcopydb;
@@ -35,6 +36,8 @@ enum Task {
     Demo(demo::Args),
     /// The same work through cdc-sync and through a peer, alternating
     BenchCompare(bench_compare::Args),
+    /// From how many rows a net set costs less than a statement for each row
+    BenchCrossover(bench_crossover::Args),
     /// A million inserts in one transaction, beside its source alone and COPY alone
     BenchInserts(bench_inserts::Args),
     /// The lag of one-row transactions through cdc-sync and through the native subscription, alternating
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Servers(args) => servers::run(&args),
         Task::Demo(args) => demo::run(args),
         Task::BenchCompare(args) => bench_compare::run(&args),
+        Task::BenchCrossover(args) => bench_crossover::run(&args),
         Task::BenchInserts(args) => bench_inserts::run(&args),
         Task::BenchLatency(args) => bench_latency::run(&args),
         Task::BenchPgcopydb(args) => bench_pgcopydb::run(&args),

@@ -118,9 +118,12 @@ impl Batch {
         self.slab.len()
     }
 
-    /// Bytes that the changes occupy: values, cells and row records.
+    /// Bytes that the changes occupy: values, cells, records of rows and of transactions.
     pub(crate) fn filled(&self) -> usize {
-        self.slab.len() + size_of_val(self.cells.as_slice()) + size_of_val(self.rows.as_slice())
+        self.slab.len()
+            + size_of_val(self.cells.as_slice())
+            + size_of_val(self.rows.as_slice())
+            + size_of_val(self.txns.as_slice())
     }
 
     /// Bytes of memory that the arrays have, filled or not: what was filled once stays in memory.

@@ -15,10 +15,11 @@ use super::budget::Budget;
 use super::control::Control;
 use super::grouper::GroupLimits;
 use super::internal::{InternalRows, internal_rows};
+use super::pool::BatchPool;
 use super::stats::StreamStats;
 use crate::BoxFuture;
 use crate::ahead::{DecoderMaker, Outcome, SharedSpill, Taken, Task};
-use crate::batch::{Batch, OpCounts};
+use crate::batch::OpCounts;
 use crate::error::{Action, Error, Kind, Result};
 use crate::failpoint;
 use crate::model::{ChangeCounts, Position};
@@ -170,6 +171,7 @@ pub(super) struct LaneStage {
     pub(super) taken: Taken,
     pub(super) asked: Asked,
     pub(super) control: Arc<Control>,
+    pub(super) pool: Arc<BatchPool>,
     pub(super) budget: Arc<Budget>,
     pub(super) stats: Arc<StreamStats>,
     /// when the target was last asked whether the open transaction is in the way
@@ -333,13 +335,14 @@ impl LaneStage {
     }
 
     fn decode(&mut self, part: &mut Part) -> Result<()> {
-        let mut shared = part.free.pop().unwrap_or_default();
+        let mut shared = self.pool.take();
         let batch = Arc::get_mut(&mut shared)
             .ok_or_else(|| Error::bug("a batch that was emptied is read by someone"))?;
         let read = part.chunk.bytes.len() as u64;
         part.decoder.decode(&mut part.chunk, batch)?;
         part.chunk.bytes.clear();
         batch.hold(self.budget.charge(batch.footprint()));
+        self.pool.fit();
         if cfg!(debug_assertions) {
             batch.verify()?;
         }
@@ -381,11 +384,8 @@ impl LaneStage {
         part.sums.rows += plan.applied;
         part.sums.internal.beats.extend(internal.beats);
         part.sums.internal.markers.extend(internal.markers);
-        for mut piece in plan.group.pieces.drain(..) {
-            if let Some(batch) = Arc::get_mut(&mut piece.batch) {
-                batch.clear();
-                part.free.push(piece.batch);
-            }
+        for piece in plan.group.pieces.drain(..) {
+            self.pool.give(piece.batch);
         }
         plan.clear();
         Ok(())
@@ -458,8 +458,6 @@ struct Part {
     plan: ApplyPlan,
     rows: usize,
     bytes: usize,
-    /// cleared, to be filled again
-    free: Vec<Arc<Batch>>,
     /// of what is applied
     sums: Sums,
 }
@@ -472,7 +470,6 @@ impl Part {
             plan: ApplyPlan::default(),
             rows: 0,
             bytes: 0,
-            free: Vec::new(),
             sums: Sums::default(),
         }
     }

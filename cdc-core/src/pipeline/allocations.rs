@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -31,6 +32,8 @@ const ROWS: u64 = 125;
 /// Bytes of a row.
 const WIDTH: usize = 200;
 const MILLION: u64 = 1_000_000;
+/// Longest wait for a thread: one that has failed keeps its ends of the channels.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Chunks of a full group.
 const GROUP: usize = 400;
 /// Chunks that have to be on their way for the group before them to be full for certain, and the most that then can be: the
@@ -221,12 +224,20 @@ impl Ends {
         std::thread::scope(move |scope| {
             let chunk_tx = chunk_tx;
             let decode = scope.spawn(|| {
-                let counted = allocation_counter::measure(|| decode.run().unwrap());
-                // Tells the plan thread that this was all.
-                decode.batches = bounded(0).0;
+                let mut ended = Ok(());
+                let counted = allocation_counter::measure(|| ended = decode.run());
+                // Tells those at the other ends that this was all.
+                (decode.chunks, decode.batches) = (bounded(0).1, bounded(0).0);
+                ended.unwrap();
                 counted.count_total
             });
-            let plan = scope.spawn(|| allocation_counter::measure(|| plan.run().unwrap()).count_total);
+            let plan = scope.spawn(|| {
+                let mut ended = Ok(());
+                let counted = allocation_counter::measure(|| ended = plan.run());
+                (plan.batches, plan.free) = (bounded(0).1, bounded(0).1);
+                ended.unwrap();
+                counted.count_total
+            });
             let mut chunks = (from..from + MILLION).step_by(ROWS as usize).map(|first| {
                 let mut chunk = self.emptied.try_recv().unwrap_or_default();
                 for key in first..first + ROWS {
@@ -235,17 +246,19 @@ impl Ends {
                 }
                 chunk
             });
-            let send = |chunk| chunk_tx.send(chunk).unwrap();
+            let send = |chunk| chunk_tx.send_timeout(chunk, LIMIT).unwrap();
             chunks.by_ref().take(AHEAD).for_each(send);
             let (mut rows, mut held) = (0, VecDeque::new());
             while rows < MILLION {
                 let sent = chunks.by_ref().take(GROUP).map(send).count();
                 // As many batches as can be on their way, every time.
+                let deadline = Instant::now() + LIMIT;
                 while sent == GROUP && !(chunk_tx.is_full() && batch_rx.is_full()) {
+                    assert!(Instant::now() < deadline, "a thread has ended");
                     std::thread::yield_now();
                 }
-                free.send(()).unwrap();
-                let Work::Plan { plan, .. } = self.work.recv().unwrap() else {
+                free.send_timeout((), LIMIT).unwrap();
+                let Work::Plan { plan, .. } = self.work.recv_timeout(LIMIT).unwrap() else {
                     panic!("not a plan");
                 };
                 // With nothing behind it the last may go in parts.

@@ -34,6 +34,7 @@ pub struct Control {
 
 /// While it lives, no other session of the stream begins.
 #[derive(Debug)]
+#[must_use = "sessions go on as soon as it is dropped"]
 pub struct SessionTurn<'a>(#[expect(dead_code, reason = "held")] tokio::sync::MutexGuard<'a, ()>);
 
 /// Returns once `reached`, which whoever makes it so tells `told` of.
@@ -72,15 +73,21 @@ impl Control {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Waits until a session may begin, in the order of asking; it is over when what is returned is dropped.
-    pub async fn begin_session(&self) -> SessionTurn<'_> {
+    /// Waits until a session may begin, in the order of asking: it is run while what is returned lives. `None` when the
+    /// stream is to stop.
+    pub async fn begin_session(&self) -> Option<SessionTurn<'_>> {
         // First: who asks the session to end from here on is behind it in line, who did before is ahead of it.
         self.renew.store(false, Ordering::SeqCst);
-        SessionTurn(self.turn.lock().await)
+        tokio::select! {
+            biased;
+            // Whoever has the turn may wait for what only goes on when the stream has stopped.
+            () = until(&self.ending, || self.stopping()) => None,
+            turn = self.turn.lock() => Some(SessionTurn(turn)),
+        }
     }
 
-    /// Has the session under way end after what it has read, and returns when it has. The next one, which sees what has
-    /// changed around it, begins when what is returned is dropped.
+    /// Has the session under way, which [`Control::begin_session`] let begin, end after what it has read, and returns when it
+    /// has. The next one, which sees what has changed around it, begins when what is returned is dropped.
     pub async fn between_sessions(&self) -> SessionTurn<'_> {
         let ask = async {
             self.renew.store(true, Ordering::SeqCst);
@@ -210,5 +217,23 @@ mod tests {
         assert!(met.is_ok(), "a session goes on beside one who waits for its end");
         control.stop(Duration::ZERO);
         sessions.join().expect("sessions end");
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_turn() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let control = Control::new();
+            let _standing_still = control.between_sessions().await;
+            let (begun, ()) = tokio::time::timeout(Duration::from_secs(60), async {
+                tokio::join!(control.begin_session(), async { control.stop(Duration::ZERO) })
+            })
+            .await
+            .expect("nobody waits for a turn of a stream that stops");
+            assert!(begun.is_none());
+        });
     }
 }

@@ -42,6 +42,7 @@ impl DecodeStage {
             chunk.bytes.clear();
             chunk.bytes.shrink_to(RETAINED_CHUNK_BYTES);
             chunk.charge = None;
+            self.pool.fit();
             // A full return channel means enough chunks are in circulation.
             let _ = self.emptied.try_send(chunk);
             if cfg!(debug_assertions) {

@@ -1,6 +1,7 @@
 //! Batches to be filled again: a group's worth of memory goes round instead of being allocated for each.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::budget::Budget;
 use crate::batch::Batch;
@@ -21,7 +22,8 @@ pub(super) struct BatchPool {
 
 #[derive(Debug, Default)]
 struct Kept {
-    batches: Vec<Arc<Batch>>,
+    /// the newest last
+    batches: VecDeque<Arc<Batch>>,
     bytes: usize,
 }
 
@@ -35,8 +37,8 @@ impl BatchPool {
 
     /// A cleared batch, or a new one.
     pub(super) fn take(&self) -> Arc<Batch> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(batch) = kept.batches.pop() else {
+        let mut kept = self.lock();
+        let Some(batch) = kept.batches.pop_back() else {
             return Arc::default();
         };
         kept.bytes -= batch.footprint();
@@ -55,11 +57,26 @@ impl BatchPool {
         }
         batch.clear();
         let bytes = batch.footprint();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         if self.budget.leaves(kept.bytes + bytes) {
             kept.bytes += bytes;
-            kept.batches.push(shared);
+            kept.batches.push_back(shared);
         }
+    }
+
+    /// Gives up what the budget leaves no room for any more beside what is under way, the oldest first.
+    pub(super) fn fit(&self) {
+        let mut kept = self.lock();
+        while !self.budget.leaves(kept.bytes) {
+            let Some(batch) = kept.batches.pop_front() else {
+                return;
+            };
+            kept.bytes -= batch.footprint();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,6 +114,14 @@ mod tests {
         drop(under_way);
         pool.give(filled(8_000));
         assert_eq!(kept().count(), 1, "taken ones do not count");
+        (0..10).for_each(|_| pool.give(filled(2_000)));
+        let _under_way = budget.charge(4_000);
+        pool.fit();
+        assert_eq!(kept().count(), 2, "what comes under way later counts, too");
+        pool.give(filled(2_000));
+        let _more = budget.charge(9_000);
+        pool.fit();
+        assert_eq!(kept().count(), 0);
     }
 
     #[test]

@@ -36,13 +36,14 @@ pub(super) const PLANS: usize = 2;
 /// The memory budget in groups: one being applied, one planned, one gathered, and what is decoded meanwhile.
 pub(super) const BUDGET_GROUPS: usize = 4;
 
-/// Limits of a pipeline. What is under way, and what is kept to be filled again beside it, is bounded by four times
-/// `group_bytes` plus one chunk, which is one frame of the log when that is large.
+/// Limits of a pipeline. What is under way, and the batches that are kept beside it to be filled again, is bounded by four
+/// times `group_bytes` plus one chunk, which is one frame of the log when that is large. Emptied chunks come on top, nine of
+/// at most 1 MiB.
 #[derive(Debug, Clone, Copy)]
 pub struct PipelineConfig {
     /// rows after which a group is applied
     pub group_rows: usize,
-    /// bytes of memory (of values, cells and row records) after which a group is applied
+    /// bytes of memory (of values, cells, records of rows and of transactions) after which a group is applied
     pub group_bytes: usize,
 }
 
@@ -157,6 +158,7 @@ pub fn run_session(session: Session) -> Result<SessionEnd> {
             taken,
             asked,
             control: Arc::clone(&control),
+            pool: Arc::clone(&pool),
             budget: Arc::clone(&budget),
             stats: Arc::clone(&stats),
             way: Instant::now(),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cdc_core::engine::{Fence, SchemaDump, SchemaPhase, SequenceAdvance};
 use cdc_core::pipeline::{Control, Phase};
 use cdc_core::{Error, Kind, Result};
+use tokio::time::timeout;
 
 use super::beside::{Attended, Beside};
 use super::facts::TargetFacts;
@@ -82,11 +83,12 @@ async fn steer<T>(
         ended = &mut sessions => {
             context.control.stop(patience);
             // What it began ends in good order if it can; every step of it can be taken up again.
-            let _ = tokio::time::timeout(patience, &mut goal).await;
+            let _ = timeout(patience, &mut goal).await;
             (Ok(None), flatten(ended))
         }
         ended = &mut watching => {
             context.control.stop(patience);
+            let _ = timeout(patience, &mut goal).await;
             (flatten(ended).map(|()| None), flatten(sessions.await))
         }
         reached = &mut goal => {
@@ -197,7 +199,7 @@ pub(super) async fn pass_marker(context: &RunContext, purpose: &str) -> Result<(
             }
             in_time(context.settings.deadline)?;
             not_stopping(&context.control)?;
-            let _ = tokio::time::timeout(TICK, context.control.any_marker(&written)).await;
+            let _ = timeout(TICK, context.control.any_marker(&written)).await;
         }
     }
 }

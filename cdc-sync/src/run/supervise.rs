@@ -30,7 +30,9 @@ pub(super) fn supervise(context: &RunContext, following: &Following, epoch: i64)
     let mut retries = 0;
     loop {
         let groups = context.stats.snapshot().groups;
-        let turn = runtime.block_on(context.control.begin_session());
+        let Some(turn) = runtime.block_on(context.control.begin_session()) else {
+            return Ok(());
+        };
         let ended = runtime
             .block_on(open(context, following, epoch))
             .and_then(run_session);

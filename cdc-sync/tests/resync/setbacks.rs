@@ -258,3 +258,40 @@ fn a_table_that_is_gone_from_blue_is_not_set_aside_any_more() {
         .expect("green drops them too");
     assert_whole(&pair, &run);
 }
+
+#[test]
+fn a_run_that_loses_the_job_while_its_stream_stands_still_ends() {
+    let pair = Pair::start(12, 18).expect("two servers");
+    pair.on_blue(TABLES).expect("blue has tables");
+    pair.on_blue("CREATE TABLE held (id int PRIMARY KEY); INSERT INTO held VALUES (1)")
+        .expect("blue has another");
+    until_caught_up(&pair, &[]);
+    // The marker that the stream waits for, standing still, comes late.
+    pair.on_blue(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             WHILE EXISTS (SELECT FROM public.held) LOOP PERFORM pg_catalog.pg_sleep(0.05); END LOOP; RETURN NEW; END $$; \
+         CREATE TRIGGER wait BEFORE INSERT ON cdc_sync.marker FOR EACH ROW WHEN (NEW.id LIKE 'ahead-%') \
+             EXECUTE FUNCTION wait()",
+    )
+    .expect("blue has a trigger");
+    let mut running = following(&pair, &["--shutdown-timeout", "2s"]);
+    let mut asking = pair
+        .spawn(&["resync", "--table", "public.again"])
+        .expect("resync starts");
+    let stands_still = || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        pair.on_blue(waiting).expect("blue answers") == "1"
+    };
+    wait("the marker", &mut [&mut running, &mut asking], stands_still);
+    asking.sigterm().expect("the signal arrives");
+    asking.wait_timeout(LIMIT).expect("it ends");
+    pair.on_green("UPDATE cdc_sync.fence SET epoch = epoch + 1")
+        .expect("another instance takes over");
+    let ended = end(running, 11);
+    assert_eq!(ended["error"]["code"], "fenced", "{ended}");
+    pair.on_blue("DELETE FROM held").expect("blue goes on");
+    pair.on_blue("DROP TRIGGER wait ON cdc_sync.marker")
+        .expect("blue has none any more");
+    let run = until_caught_up(&pair, &[]);
+    assert_whole(&pair, &run);
+}
