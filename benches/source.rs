@@ -2,10 +2,10 @@
 //! asks for, and nothing behind it.
 //!
 //! `cdc-source BLUE SLOT PUBLICATION END text|binary` reads up to the log position END, confirms nothing, and prints bytes
-//! read and CPU seconds of blue's walsender.
+//! read, the seconds until the first change came, and CPU seconds of blue's walsender.
 
 use std::error::Error;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdc_postgres::config::Config;
 use cdc_postgres::lsn::Lsn;
@@ -34,21 +34,26 @@ fn main() -> Result<()> {
 async fn read(blue: &Config, slot: &str, options: &PgoutputOptions, end: Lsn) -> Result<()> {
     let mut source = WalSender::connect(blue, &WalSenderOptions::default()).await?;
     source.start_logical_replication(slot, Lsn(0), options).await?;
+    let (began, mut first) = (Instant::now(), None);
     let (mut frames, mut bytes, mut reached) = (Vec::new(), 0, false);
     while !reached {
         frames.clear();
         source.read_frames(&mut frames, 256 << 10).await?;
         bytes += frames.len();
         for payload in split_frames(&frames) {
-            if let Frame::Keepalive {
-                wal_end,
-                reply_requested,
-                ..
-            } = parse_frame(payload?)?
-            {
-                reached |= wal_end >= end;
-                if reply_requested {
-                    source.try_send_status(Lsn(0), Lsn(0), Lsn(0), false).await?;
+            match parse_frame(payload?)? {
+                Frame::XLogData { .. } => {
+                    first.get_or_insert_with(|| began.elapsed());
+                }
+                Frame::Keepalive {
+                    wal_end,
+                    reply_requested,
+                    ..
+                } => {
+                    reached |= wal_end >= end;
+                    if reply_requested {
+                        source.try_send_status(Lsn(0), Lsn(0), Lsn(0), false).await?;
+                    }
                 }
             }
         }
@@ -58,7 +63,8 @@ async fn read(blue: &Config, slot: &str, options: &PgoutputOptions, end: Lsn) ->
             std::thread::sleep(source.pause().unwrap_or(gather));
         }
     }
-    println!("{bytes} {}", cpu_seconds(source.backend_pid())?);
+    let first = first.unwrap_or_default().as_secs_f64();
+    println!("{bytes} {first:.2} {}", cpu_seconds(source.backend_pid())?);
     Ok(())
 }
 

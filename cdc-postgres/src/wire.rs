@@ -21,6 +21,8 @@ pub(crate) mod silence;
 
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod hearing;
 #[cfg(test)]
 mod tests;
 

@@ -18,6 +18,7 @@ mod pgoutput_stream;
 mod plan_equivalence;
 mod schema_script;
 mod server_messages;
+mod server_session;
 mod spill_segment;
 mod streamed_transactions;
 mod walsender_frame;
@@ -57,6 +58,7 @@ targets!(
     plan_equivalence,
     schema_script,
     server_messages,
+    server_session,
     spill_segment,
     streamed_transactions,
     walsender_frame

@@ -17,7 +17,7 @@ pub struct Row {
 
 impl Row {
     pub(super) fn new(body: &DataRowBody) -> Result<Row, PgError> {
-        let cells: Vec<Option<Range<usize>>> = body.ranges().collect().map_err(|e| PgError::malformed(&e))?;
+        let cells = all(body.ranges())?;
         Ok(Row {
             body: body.buffer_bytes().clone(),
             cells: cells.into_boxed_slice(),
@@ -85,7 +85,16 @@ pub(super) fn columns(body: &RowDescriptionBody) -> Result<Vec<Column>, PgError>
             type_oid: field.type_oid(),
         })
     });
-    columns.collect().map_err(|e| PgError::malformed(&e))
+    all(columns)
+}
+
+/// All that are there. How many are announced is not believed: memory is taken for what has come.
+fn all<T>(mut items: impl FallibleIterator<Item = T, Error = std::io::Error>) -> Result<Vec<T>, PgError> {
+    let mut all = Vec::new();
+    while let Some(item) = items.next().map_err(|e| PgError::malformed(&e))? {
+        all.push(item);
+    }
+    Ok(all)
 }
 
 pub(super) fn tag(body: &CommandCompleteBody) -> Result<&str, PgError> {
