@@ -9,7 +9,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use testbed::postgres::PgCluster;
 use testbed::provision::{ToolsInstall, postgres_tools};
 use testbed::usage::Watch;
@@ -437,6 +437,8 @@ fn catch_up(
             follow(&args.conflict, binary, tools, [&blue, &green])?;
         }
         for (workload, (_, rounds)) in workloads.iter().zip(&mut results) {
+            let ours = || follow(&args.conflict, binary, tools, [&blue, &green]).map(drop);
+            leave_behind(&source, ours, || drain(&source, &subscriber, &mut last_row))?;
             subscriber.run("ALTER SUBSCRIPTION native DISABLE")?;
             if !workload.setup.is_empty() {
                 source.run(workload.setup)?;
@@ -488,6 +490,32 @@ fn catch_up(
         same(&content, &subscriber, "the native subscription")?;
     }
     Ok(results)
+}
+
+/// Brings both slots so far that neither reads an earlier transaction again. Decoding begins at a slot's `restart_lsn`, which
+/// moves only when its follower has confirmed what came behind a snapshot of the running transactions; one that was taken
+/// within a transaction keeps it at that transaction's begin, and a follower that has ended confirms nothing.
+fn leave_behind(
+    source: &Psql<'_>,
+    ours: impl Fn() -> Result<()>,
+    mut native: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    const PASSES: u32 = 5;
+    for _ in 0..PASSES {
+        let begin = source.run("SELECT pg_current_wal_insert_lsn()")?;
+        // Logs the running transactions.
+        source.run("CHECKPOINT")?;
+        native()?;
+        ours()?;
+        let behind = format!(
+            "SELECT count(*) FROM pg_replication_slots WHERE restart_lsn < '{}'",
+            begin.trim()
+        );
+        if source.run(&behind)?.trim() == "0" {
+            return Ok(());
+        }
+    }
+    bail!("after {PASSES} passes a slot would still read earlier transactions again")
 }
 
 /// Lets the native subscription apply everything written so far.
