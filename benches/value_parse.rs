@@ -15,12 +15,16 @@ const VALUES: usize = 1000;
 /// A type by its name and OID, and how its `n`-th value is written.
 type Kind = (&'static str, u32, fn(&mut Rng) -> String);
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 17] = [
     ("bool", 16, |rng| {
         String::from(if rng.percent(50) { "t" } else { "f" })
     }),
+    ("int2", 21, |rng| (rng.next_u64() as i16).to_string()),
     ("int4", 23, |rng| (rng.next_u64() as i32).to_string()),
     ("int8", 20, |rng| rng.next_u64().cast_signed().to_string()),
+    ("float4", 700, |rng| {
+        format!("{}.{}", rng.below(1_000), rng.below(1_000))
+    }),
     ("float8", 701, |rng| {
         format!("{}.{}", rng.below(1_000_000), rng.below(1_000_000))
     }),
@@ -51,19 +55,22 @@ const KINDS: [Kind; 14] = [
             low & 0xffff_ffff_ffff
         )
     }),
-    ("jsonb", 3802, |rng| {
-        format!(
-            "{{\"name\": \"{}\", \"number\": {}}}",
-            letters(rng, 20),
-            rng.below(1000)
-        )
-    }),
+    ("json", 114, object),
+    ("jsonb", 3802, object),
 ];
 
 fn letters(rng: &mut Rng, length: usize) -> String {
     (0..length)
         .map(|_| char::from(b'a' + rng.below(26) as u8))
         .collect()
+}
+
+fn object(rng: &mut Rng) -> String {
+    format!(
+        "{{\"name\": \"{}\", \"number\": {}}}",
+        letters(rng, 20),
+        rng.below(1000)
+    )
 }
 
 fn day(rng: &mut Rng) -> String {

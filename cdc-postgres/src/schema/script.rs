@@ -132,7 +132,8 @@ impl<'a> Lexer<'a> {
                 b'/' if self.peek(1) == Some(b'*') => self.block_comment(),
                 b'\\' => self.line(),
                 b';' => self.at += 1,
-                _ if byte.is_ascii_whitespace() => self.at += 1,
+                // The server's scanner has the vertical tab as well (`space` of scan.l).
+                _ if byte.is_ascii_whitespace() || byte == b'\x0b' => self.at += 1,
                 _ => break,
             }
         }
