@@ -39,6 +39,7 @@ pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("psql", "\\restrict abc\nSET a = 1;\n\\unrestrict abc\n"),
         ("quotes", "SELECT ';', \";\", E'\\';', 'it''s;'; SELECT U&'a;';"),
         ("rule", "CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2);"),
+        ("vertical_tab", "SELECT 1;\u{b};\u{b} SELECT 2;"),
     ];
     seeds
         .map(|(name, script)| (name, script.as_bytes().to_vec()))
@@ -62,6 +63,7 @@ mod tests {
             ("psql", 1),
             ("quotes", 2),
             ("rule", 1),
+            ("vertical_tab", 2),
         ];
         assert_eq!(counts.collect::<Vec<_>>(), expected);
     }

@@ -258,6 +258,14 @@ mod tests {
     }
 
     #[test]
+    fn space_of_any_kind_is_no_statement() {
+        assert_eq!(
+            split("SELECT 1; \t\r\n\u{b}\u{c};\u{b}SELECT 2"),
+            ["SELECT 1", "SELECT 2"]
+        );
+    }
+
+    #[test]
     fn semicolons_in_quotes_end_nothing() {
         let script =
             r#"COMMENT ON TABLE "a;""b" IS 'it''s; fine\';SELECT E'a\'; b', U&'\0041;';SELECT 'é;', "ü;";"#;
