@@ -22,7 +22,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const STREAM: &str = "crossover";
 /// Rows of a group.
-const SIZES: [usize; 9] = [4, 8, 16, 32, 64, 128, 256, 1_000, 10_000];
+const SIZES: [usize; 11] = [4, 8, 16, 32, 33, 48, 64, 128, 256, 1_000, 10_000];
 /// A group committed at once has at most so many changes.
 const AT_ONCE: usize = 256;
 /// Its sets begin with so many.

@@ -50,7 +50,7 @@ const fn peer(name: &'static str, decode: fn(&Corpus) -> Totals, corpus: fn() ->
     case(name, Work::Peer(decode), corpus, None)
 }
 
-const CASES: [Case; 30] = [
+const CASES: [Case; 32] = [
     peer("elefant-client/wide", peers::elefant_client, || {
         Corpus::wide(20_000)
     }),
@@ -125,6 +125,18 @@ const CASES: [Case; 30] = [
         Work::Decode,
         || Corpus::wide(2_000_000),
         Some("decode/wide-x10"),
+    ),
+    case(
+        "decode/narrow-1m",
+        Work::Decode,
+        || Corpus::narrow(1_000_000),
+        None,
+    ),
+    case(
+        "decode/narrow-10m",
+        Work::Decode,
+        || Corpus::narrow(10_000_000),
+        Some("decode/narrow-1m"),
     ),
     case("plan/narrow", Work::Plan, || Corpus::narrow(20_000), None),
     case("plan/tx", Work::Plan, || Corpus::small_transactions(5_000), None),

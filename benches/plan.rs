@@ -1,4 +1,5 @@
-//! Planning: decoded batches to groups and net sets, and net sets to what goes to the target. Rows and bytes are those that went in.
+//! Planning: decoded batches to groups and net sets (or rows in order), and net sets to what goes to the target. Rows and bytes are
+//! those that went in. Statements for rows in order are timed against a server only (`cargo xtask bench-crossover`).
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -6,42 +7,51 @@ use std::time::Duration;
 
 use cdc_benches::{Corpus, target};
 use cdc_core::Batch;
-use cdc_core::plan::{ApplyPlan, Piece, PlanMode, Planner, TxnGroup};
+use cdc_core::pipeline::{Gathered, GroupLimits, Grouper, PipelineConfig};
+use cdc_core::plan::{ApplyPlan, PlanMode, Planner};
 use cdc_core::source::Decoder;
 use cdc_postgres::NetBytes;
 use criterion::{Criterion, Throughput};
 
-/// Rows of a group, as the pipeline cuts them.
-const GROUP_ROWS: usize = 50_000;
-
-/// The stream in groups of whole transactions or parts of one, as the pipeline makes them.
-fn groups(corpus: &Corpus) -> (Vec<Arc<Batch>>, Vec<TxnGroup>) {
+fn decoded(corpus: &Corpus) -> Vec<Arc<Batch>> {
     let mut decoder = corpus.decoder();
-    let mut batches = Vec::new();
-    for mut chunk in corpus.chunks() {
+    let batch = |mut chunk| {
         let mut batch = Batch::new();
         decoder.decode(&mut chunk, &mut batch).unwrap();
-        batches.push(Arc::new(batch));
+        Arc::new(batch)
+    };
+    corpus.chunks().into_iter().map(batch).collect()
+}
+
+/// Groups the batches as the pipeline does while the target is busy, and plans each group.
+fn plan(
+    corpus: &Corpus,
+    batches: &[Arc<Batch>],
+    planner: &mut Planner,
+    mode: PlanMode,
+    mut each: impl FnMut(&mut ApplyPlan),
+) {
+    let config = PipelineConfig::default();
+    let limits = GroupLimits {
+        rows: config.group_rows,
+        bytes: config.group_bytes,
+    };
+    let mut grouper = Grouper::new(limits, corpus.decoder().tracker());
+    for batch in batches {
+        grouper.add(Arc::clone(batch));
     }
-    let (mut groups, mut group) = (Vec::new(), TxnGroup::default());
-    for batch in &batches {
-        group.pieces.push(Piece {
-            batch: Arc::clone(batch),
-            txns: 0..batch.txns().len(),
-            rows: 0..batch.rows().len(),
-        });
-        if group.row_count() >= GROUP_ROWS {
-            groups.push(std::mem::take(&mut group));
-        }
+    let mut plan = ApplyPlan::default();
+    while grouper.gather(None).unwrap() != Gathered::Nothing {
+        grouper.cut(&mut plan.group);
+        planner.compile_into(&mut plan, mode).unwrap();
+        each(&mut plan);
     }
-    groups.push(group);
-    (batches, groups)
 }
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     for corpus in Corpus::all() {
-        let (batches, groups) = groups(&corpus);
+        let batches = decoded(&corpus);
         let catalog = target::catalog(batches.iter().map(|batch| &**batch));
         let mut group = criterion.benchmark_group(format!("plan/{}", corpus.name));
         group
@@ -56,18 +66,18 @@ fn main() {
             let mut planner = Planner::new(Arc::clone(&catalog));
             group.bench_function(name, |b| {
                 b.iter(|| {
-                    for group in &groups {
-                        let plan = planner.compile(group.clone(), mode).unwrap();
-                        assert_eq!(black_box(plan).applied, group.row_count() as u64);
-                    }
+                    let mut applied = 0;
+                    plan(&corpus, &batches, &mut planner, mode, |plan| {
+                        applied += black_box(plan).applied
+                    });
+                    assert_eq!(applied, corpus.rows);
                 });
             });
         }
-        let mut planner = Planner::new(Arc::clone(&catalog));
-        let plans: Vec<ApplyPlan> = groups
-            .iter()
-            .map(|group| planner.compile(group.clone(), PlanMode::Net).unwrap())
-            .collect();
+        let (mut planner, mut plans) = (Planner::new(Arc::clone(&catalog)), Vec::new());
+        plan(&corpus, &batches, &mut planner, PlanMode::Net, |plan| {
+            plans.push(std::mem::take(plan));
+        });
         let mut rendered = NetBytes::default();
         let mut render = || -> u64 { plans.iter().map(|plan| rendered.of(plan).unwrap()).sum() };
         // A stream whose keys change is applied in order, without sets.

@@ -12,7 +12,7 @@ use crate::source::PositionTracker;
 
 /// What the grouper can do next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Gathered {
+pub enum Gathered {
     /// Nothing is gathered.
     Nothing,
     /// Something is gathered that may be applied now or grow further.
@@ -23,15 +23,17 @@ pub(super) enum Gathered {
     Full,
 }
 
-/// Limits of one group.
+/// When a group is full: as soon as it has so much, or more.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct GroupLimits {
-    pub(super) rows: usize,
-    pub(super) bytes: usize,
+pub struct GroupLimits {
+    /// changed rows
+    pub rows: usize,
+    /// what its batches have in memory
+    pub bytes: usize,
 }
 
 /// Holds what is decoded but not yet planned.
-pub(super) struct Grouper {
+pub struct Grouper {
     limits: GroupLimits,
     group: TxnGroup,
     rows: usize,
@@ -48,7 +50,8 @@ pub(super) struct Grouper {
 }
 
 impl Grouper {
-    pub(super) fn new(limits: GroupLimits, tracker: Box<dyn PositionTracker>) -> Self {
+    /// Holds nothing yet. The tracker stands where the stream begins.
+    pub fn new(limits: GroupLimits, tracker: Box<dyn PositionTracker>) -> Self {
         Self {
             limits,
             group: TxnGroup::default(),
@@ -63,12 +66,15 @@ impl Grouper {
     }
 
     /// Adds a decoded batch.
-    pub(super) fn add(&mut self, batch: Arc<Batch>) {
+    pub fn add(&mut self, batch: Arc<Batch>) {
         self.waiting.push_back((batch, 0));
     }
 
     /// Moves waiting transactions into the group as far as limits and barrier allow.
-    pub(super) fn gather(&mut self, barrier: Option<&Barrier>) -> Result<Gathered> {
+    ///
+    /// # Errors
+    /// When the tracker cannot place a transaction among those before it.
+    pub fn gather(&mut self, barrier: Option<&Barrier>) -> Result<Gathered> {
         while let Some((batch, next)) = self.waiting.pop_front() {
             let end = self.take(&batch, next, barrier)?;
             if end < batch.txns().len() {
@@ -136,7 +142,7 @@ impl Grouper {
     }
 
     /// Puts the group in the place of a former one, whose memory is used again; whether its last transaction has ended.
-    pub(super) fn cut(&mut self, group: &mut TxnGroup) -> bool {
+    pub fn cut(&mut self, group: &mut TxnGroup) -> bool {
         group.pieces.clear();
         std::mem::swap(&mut self.group, group);
         self.rows = 0;
@@ -146,12 +152,12 @@ impl Grouper {
     }
 
     /// Whether batches wait to be taken.
-    pub(super) fn has_waiting(&self) -> bool {
+    pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
     /// The newest idle position, once everything before it has been cut.
-    pub(super) fn take_idle(&mut self) -> Option<Position> {
+    pub fn take_idle(&mut self) -> Option<Position> {
         if self.group.pieces.is_empty() && !self.open {
             self.idle.take()
         } else {
@@ -160,7 +166,10 @@ impl Grouper {
     }
 
     /// Whether everything up to the barrier has been taken.
-    pub(super) fn has_reached(&self, barrier: &Barrier) -> Result<bool> {
+    ///
+    /// # Errors
+    /// When the tracker cannot place what comes next.
+    pub fn has_reached(&self, barrier: &Barrier) -> Result<bool> {
         if self.open {
             return Ok(false);
         }

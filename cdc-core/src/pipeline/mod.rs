@@ -40,6 +40,7 @@ mod stats;
 pub(crate) use budget::Charge;
 pub use control::{Control, SessionTurn};
 pub use gate::Gate;
+pub use grouper::{Gathered, GroupLimits, Grouper};
 pub use lag::{LagHistogram, LagSummary};
 pub use session::{PipelineConfig, Session, SessionEnd, SinkMaker, run_session};
 pub use stats::{Phase, Setback, StatsSnapshot, StreamStats};
