@@ -1,7 +1,7 @@
 //! Spill: what a stream has to set aside for a while and is too large for memory.
 //!
 //! ```text
-//! segment: header (format, number, length, CRC-32 of the bytes) · bytes     whole records, about 256 KiB
+//! segment: header (format, number, length, CRC-32 of the bytes) · bytes     whole records, about 256 KiB, or a larger one
 //! ```
 //!
 //! A spill is of no use to anyone but the process that writes it: after a crash the source sends everything again. So it
@@ -18,7 +18,7 @@ use rkyv::util::Align;
 
 use crate::error::{Action, Error, Kind, Result};
 
-/// Bytes after which a segment is written.
+/// Bytes after which a segment is written: fewer than twice as many wait for it in memory, whatever a record has.
 const SEGMENT_BYTES: usize = 256 << 10;
 /// The layout of segments.
 const FORMAT: u32 = 1;
@@ -99,9 +99,14 @@ impl<F: Read + Write + Seek> Spill<F> {
     /// # Errors
     /// When the file cannot be written.
     pub fn add(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length >= SEGMENT_BYTES {
+            self.write_open()?;
+            return self.write(parts);
+        }
         parts.iter().for_each(|part| self.open.extend_from_slice(part));
         if self.open.len() >= SEGMENT_BYTES {
-            self.write()?;
+            self.write_open()?;
         }
         Ok(())
     }
@@ -129,12 +134,28 @@ impl<F: Read + Write + Seek> Spill<F> {
         Ok(())
     }
 
-    fn write(&mut self) -> Result<()> {
+    fn write_open(&mut self) -> Result<()> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        let mut open = std::mem::take(&mut self.open);
+        let written = self.write(&[&open]);
+        if written.is_ok() {
+            open.clear();
+        }
+        self.open = open;
+        written
+    }
+
+    /// Writes a segment.
+    fn write(&mut self, parts: &[&[u8]]) -> Result<()> {
+        let mut crc = crc32fast::Hasher::new();
+        parts.iter().for_each(|part| crc.update(part));
         let segment = Segment {
             at: self.segments.last().map_or(0, Segment::end),
             begin: self.begin,
-            length: self.open.len() as u64,
-            crc: crc32fast::hash(&self.open),
+            length: parts.iter().map(|part| part.len() as u64).sum(),
+            crc: crc.finalize(),
         };
         let header = Header {
             format: FORMAT,
@@ -147,11 +168,10 @@ impl<F: Read + Write + Seek> Spill<F> {
         let sought = self.file.seek(SeekFrom::Start(segment.at));
         sought
             .and_then(|_| self.file.write_all(&header))
-            .and_then(|()| self.file.write_all(&self.open))
+            .and_then(|()| parts.iter().try_for_each(|part| self.file.write_all(part)))
             .map_err(not_written)?;
         self.begin += segment.length;
         self.segments.push(segment);
-        self.open.clear();
         Ok(())
     }
 
@@ -253,7 +273,7 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let add = (any::<u8>(), 0..SEGMENT_BYTES).prop_map(|(byte, length)| Step::Add(byte, length));
+        let add = (any::<u8>(), 0..SEGMENT_BYTES * 5 / 4).prop_map(|(byte, length)| Step::Add(byte, length));
         let cut = any::<prop::sample::Index>().prop_map(Step::Cut);
         prop::collection::vec(prop_oneof![4 => add, 1 => cut], 0..12)
     }
@@ -333,6 +353,7 @@ mod tests {
         fn what_was_added_and_not_cut_off_comes_out(steps in steps()) {
             let mut spill = Spill::over(Cursor::new(Vec::new()));
             let model = run(&mut spill, &steps).unwrap();
+            prop_assert!(spill.open.capacity() <= 4 * SEGMENT_BYTES);
             let (out, ended) = drain(&mut spill);
             prop_assert!(ended.is_ok());
             prop_assert!(out == model);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use testbed::postgres::PgCluster;
 use testbed::{Pair, Process};
 
 const MIB: u64 = 1 << 20;
@@ -78,6 +79,12 @@ impl Following {
     /// Applies the rows 1 to `rows` that blue inserts by `script` in one transaction, of which green takes nothing before
     /// as much as may be under way is; returns the peak.
     fn apply(&mut self, script: &str, rows: u64) -> u64 {
+        let write = |blue: &PgCluster| drop(blue.sql(Pair::DATABASE, script).expect("blue commits"));
+        self.apply_from(write, rows)
+    }
+
+    /// The same of rows that are written in some other way.
+    fn apply_from(&mut self, write: impl FnOnce(&PgCluster), rows: u64) -> u64 {
         let idle = self.peak();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -90,11 +97,11 @@ impl Following {
             tokio::spawn(connection);
             let hold = holder.batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE");
             hold.await.expect("writes are held");
-            self.pair.on_blue(script).expect("blue commits");
+            write(&self.pair.blue);
             self.wait_until_filled(idle);
             holder.batch_execute("COMMIT").await.expect("writes go on");
         });
-        self.wait_for(&format!("SELECT EXISTS (SELECT FROM t WHERE id = {rows})"));
+        self.wait_for(&format!("SELECT count(*) >= {rows} FROM t WHERE id > 0"));
         let peak = self.peak();
         println!("{} MiB idle, {} MiB at most", idle / MIB, peak / MIB);
         self.running.sigterm().expect("it is asked to stop");
@@ -153,12 +160,48 @@ fn ten_million_rows_in_one_transaction() {
     assert!(peak < 512 * MIB, "{} MiB", peak / MIB);
 }
 
+/// 8 MB each, 16 MB as text.
+const LARGE: &str =
+    "INSERT INTO t SELECT n, decode(repeat(md5(n::text), 500000), 'hex') FROM generate_series(1, 40) n";
+
 #[test]
 fn rows_of_many_megabytes_in_one_transaction() {
     let mut following = Following::start(12, "CREATE TABLE t (id bigint PRIMARY KEY, v bytea)", 16, 50_000);
-    // 8 MB each, 16 MB as text.
-    let script =
-        "INSERT INTO t SELECT n, decode(repeat(md5(n::text), 500000), 'hex') FROM generate_series(1, 40) n";
-    let peak = following.apply(script, 40);
+    let peak = following.apply(LARGE, 40);
+    assert!(peak < (64 + COPIES * 16) * MIB + PROCESS, "{} MiB", peak / MIB);
+}
+
+/// Each of these rows in a transaction of its own, which all run until blue has sent what it cannot keep of them.
+fn written_side_by_side(blue: &PgCluster, rows: u64) {
+    let sql = |script: &str| blue.sql(Pair::DATABASE, script).expect("blue answers");
+    let row = |n: u64| {
+        sql(&format!(
+            "BEGIN; INSERT INTO t SELECT {n}, decode(repeat(md5('{n}'), 500000), 'hex');
+             DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM t WHERE id = -1) LOOP PERFORM pg_sleep(0.1); END LOOP; END $$;
+             COMMIT"
+        ))
+    };
+    std::thread::scope(|scope| {
+        for n in 1..=rows {
+            scope.spawn(move || row(n));
+        }
+        // It keeps 64 MB, and these have 8 MB each.
+        let most_are_sent = format!(
+            "SELECT coalesce(sum(stream_txns), 0) >= {} FROM pg_stat_replication_slots",
+            rows - 10
+        );
+        let deadline = Instant::now() + LIMIT;
+        while sql(&most_are_sent) != "t" && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        sql("INSERT INTO t VALUES (-1, '')");
+        assert!(Instant::now() < deadline, "blue does not send what still runs");
+    });
+}
+
+#[test]
+fn rows_of_many_megabytes_that_come_while_their_transactions_run() {
+    let mut following = Following::start(18, "CREATE TABLE t (id bigint PRIMARY KEY, v bytea)", 16, 50_000);
+    let peak = following.apply_from(|blue| written_side_by_side(blue, 40), 40);
     assert!(peak < (64 + COPIES * 16) * MIB + PROCESS, "{} MiB", peak / MIB);
 }

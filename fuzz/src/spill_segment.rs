@@ -11,9 +11,9 @@ use crate::limit::within;
 
 /// The most steps of one input.
 const STEPS: usize = 8;
-/// Lengths and places in the file are in this unit, so that two bytes are enough for records that fill a segment.
-const UNIT: usize = 4;
-/// The file, what is to come out, what has come out: each of at most eight records of 256 KiB, in a buffer that grows by
+/// Lengths and places in the file are in this unit, so that two bytes are enough for records that are larger than a segment.
+const UNIT: usize = 5;
+/// The file, what is to come out, what has come out: each of at most eight records of 320 KiB, in a buffer that grows by
 /// doubling.
 const MOST_BYTES: usize = 16 << 20;
 

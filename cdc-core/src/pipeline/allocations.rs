@@ -81,7 +81,7 @@ impl Decoder for Keys {
 }
 
 #[derive(Debug)]
-struct Nowhere;
+pub(super) struct Nowhere;
 
 impl PositionTracker for Nowhere {
     fn fold(&mut self, _: &TxnRecord) -> Result<()> {
@@ -120,7 +120,7 @@ impl CellReader for Unread {
 
 const COLUMNS: [(&str, bool); 2] = [("key", true), ("value", false)];
 
-fn schema() -> Arc<TableSchema> {
+pub(super) fn schema() -> Arc<TableSchema> {
     let column = |(name, identity): (&str, bool)| ColumnSchema {
         name: name.to_owned(),
         data_type: DataType::Text,

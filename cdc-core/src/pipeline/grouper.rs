@@ -1,4 +1,7 @@
-//! Gathers batches into groups of whole source transactions, or parts of one that is too large.
+//! Gathers batches into groups of whole source transactions, or of a part of one that is too large.
+//!
+//! A transaction that is applied in parts has a target transaction of its own: others would be rolled back with it when a
+//! later part is refused, and it with what follows it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,6 +43,8 @@ pub struct Grouper {
     bytes: usize,
     /// whether the newest transaction taken has not ended
     open: bool,
+    /// whether the group goes on with a transaction whose beginning has been cut
+    continued: bool,
     /// whether the group must not grow whatever its size (it holds, or is followed by, what stands alone)
     sealed: bool,
     /// batches not taken yet, with the next transaction to take
@@ -58,6 +63,7 @@ impl Grouper {
             rows: 0,
             bytes: 0,
             open: false,
+            continued: false,
             sealed: false,
             waiting: VecDeque::new(),
             idle: None,
@@ -86,11 +92,14 @@ impl Grouper {
                 self.taken.advance(position)?;
             }
         }
-        Ok(match (self.group.pieces.is_empty(), self.full(), self.open) {
-            (true, _, _) => Gathered::Nothing,
-            (false, true, _) => Gathered::Full,
-            (false, false, true) => Gathered::Incomplete,
-            (false, false, false) => Gathered::Some,
+        Ok(if self.group.pieces.is_empty() {
+            Gathered::Nothing
+        } else if self.full() {
+            Gathered::Full
+        } else if self.open && self.beginning_of_rest().is_none() {
+            Gathered::Incomplete
+        } else {
+            Gathered::Some
         })
     }
 
@@ -118,7 +127,7 @@ impl Grouper {
             if txn.last {
                 self.taken.fold(txn)?;
                 self.idle = None;
-                self.sealed |= txn.kind.is_alone();
+                self.sealed |= txn.kind.is_alone() || std::mem::take(&mut self.continued);
             }
             end += 1;
         }
@@ -141,14 +150,49 @@ impl Grouper {
         self.sealed || self.rows >= self.limits.rows || self.bytes >= self.limits.bytes
     }
 
-    /// Puts the group in the place of a former one, whose memory is used again; whether its last transaction has ended.
+    /// Puts what is to be applied next in the place of a former group, whose memory is used again: the whole transactions, and
+    /// part of another only by itself. Whether its last transaction has ended.
     pub fn cut(&mut self, group: &mut TxnGroup) -> bool {
+        let rest = self.beginning_of_rest();
         group.pieces.clear();
         std::mem::swap(&mut self.group, group);
-        self.rows = 0;
-        self.bytes = 0;
-        self.sealed = false;
-        !self.open
+        (self.rows, self.bytes, self.sealed) = (0, 0, false);
+        let Some((number, txn)) = rest else {
+            self.continued = self.open;
+            return !self.open;
+        };
+        let last = &mut group.pieces[number];
+        let row = last.batch.txns()[txn].rows.start as usize;
+        let begun = Piece {
+            batch: Arc::clone(&last.batch),
+            txns: txn..last.txns.end,
+            rows: row..last.rows.end,
+        };
+        (last.txns.end, last.rows.end) = (txn, row);
+        let kept = std::iter::once(begun).chain(group.pieces.drain(number + 1..));
+        self.group.pieces.extend(kept);
+        group.pieces.pop_if(|piece| piece.txns.is_empty());
+        for piece in &self.group.pieces {
+            self.rows += piece.rows.len();
+            self.bytes += piece.batch.footprint();
+        }
+        true
+    }
+
+    /// Where the transaction that has not ended begins, if whole ones come before it in the group: the number of a piece and
+    /// of a transaction record.
+    fn beginning_of_rest(&self) -> Option<(usize, usize)> {
+        if !self.open {
+            return None;
+        }
+        let pieces = self.group.pieces.iter().enumerate();
+        let begins = pieces.rev().find_map(|(number, piece)| {
+            let txns = piece.batch.txns();
+            let begins = piece.txns.clone().rev().find(|txn| txns[*txn].first)?;
+            Some((number, begins))
+        })?;
+        let whole = begins > (0, self.group.pieces.first()?.txns.start);
+        whole.then_some(begins)
     }
 
     /// Whether batches wait to be taken.
@@ -186,5 +230,140 @@ impl Grouper {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Op;
+    use crate::model::{ChangeCounts, TxnId, TxnKind, TxnRecord, TxnSeq};
+    use crate::pipeline::allocations::{Nowhere, schema};
+    use crate::testing::Rng;
+
+    /// What is followed of a transaction record: transaction, rows, whether it begins and ends there.
+    type Part = (u64, usize, bool, bool);
+
+    fn record((number, _, first, last): Part) -> TxnRecord {
+        TxnRecord {
+            id: TxnId::new(&[]).unwrap(),
+            seq: TxnSeq(number),
+            kind: TxnKind::Log,
+            commit_time_micros: 0,
+            time_precision_micros: 1,
+            origin: None,
+            seen: None,
+            rows: 0..0,
+            first,
+            last,
+            counts: ChangeCounts::default(),
+        }
+    }
+
+    fn batch(parts: &[Part]) -> Arc<Batch> {
+        let mut batch = Batch::new();
+        let table = batch.add_table(&schema()).unwrap();
+        for part in parts {
+            batch.begin(record(*part));
+            for _ in 0..part.1 {
+                let mut image = batch.image();
+                image.null().null();
+                let image = image.finish();
+                batch.push(Op::Insert, table, None, false, Some(image));
+            }
+        }
+        Arc::new(batch)
+    }
+
+    fn parts(group: &TxnGroup) -> Vec<Part> {
+        let of_piece = |piece: &Piece| {
+            let txns = &piece.batch.txns()[piece.txns.clone()];
+            let (first, last) = (&txns[0].rows, &txns[txns.len() - 1].rows);
+            assert_eq!(piece.rows, first.start as usize..last.end as usize);
+            let part = |txn: &TxnRecord| (txn.seq.0, txn.rows.len(), txn.first, txn.last);
+            txns.iter().map(part).collect::<Vec<Part>>()
+        };
+        group.pieces.iter().flat_map(of_piece).collect()
+    }
+
+    /// Transactions of random sizes, cut into batches anywhere.
+    fn stream(rng: &mut Rng) -> Vec<Vec<Part>> {
+        let mut batches = vec![Vec::new()];
+        for number in 0..1 + rng.below(30) as u64 {
+            let most = if rng.percent(20) { 60 } else { 6 };
+            let (mut rows, mut first) = (rng.below(most), true);
+            loop {
+                let part = rng.below(rows + 1);
+                let last = part == rows && rng.percent(80);
+                batches.last_mut().unwrap().push((number, part, first, last));
+                (rows, first) = (rows - part, false);
+                if last {
+                    break;
+                }
+                batches.push(Vec::new());
+            }
+            if rng.percent(30) {
+                batches.push(Vec::new());
+            }
+        }
+        batches
+    }
+
+    #[test]
+    fn a_group_has_whole_transactions_or_a_part_of_one_that_is_too_large() {
+        let (mut in_parts, mut split) = (0, 0);
+        for seed in 0..2_000 {
+            let mut rng = Rng::new(seed);
+            let batches = stream(&mut rng);
+            let limits = GroupLimits {
+                rows: 1 + rng.below(20),
+                bytes: if rng.percent(50) {
+                    usize::MAX
+                } else {
+                    batch(&batches[0]).footprint() * (1 + rng.below(6))
+                },
+            };
+            let reaches = |pieces: &[Piece], rows: usize| {
+                let bytes: usize = pieces.iter().map(|piece| piece.batch.footprint()).sum();
+                rows >= limits.rows || bytes >= limits.bytes
+            };
+            let mut grouper = Grouper::new(limits, Box::new(Nowhere));
+            let (mut taken, mut group) = (Vec::new(), TxnGroup::default());
+            for parts_of_batch in &batches {
+                grouper.add(batch(parts_of_batch));
+                loop {
+                    let gathered = grouper.gather(None).unwrap();
+                    // As the plan thread does, which need not take what may still grow.
+                    let cut = gathered == Gathered::Full || (gathered == Gathered::Some && rng.percent(30));
+                    if !cut {
+                        break;
+                    }
+                    let ended = grouper.cut(&mut group);
+                    let parts = parts(&group);
+                    let (first, last) = (parts[0], parts[parts.len() - 1]);
+                    let rows: usize = parts.iter().map(|part| part.1).sum();
+                    assert_eq!(ended, last.3, "seed {seed}");
+                    if first.2 && last.3 {
+                        split += u32::from(!grouper.group.pieces.is_empty());
+                    } else {
+                        in_parts += 1;
+                        assert!(
+                            parts.iter().all(|part| part.0 == first.0),
+                            "seed {seed}: {parts:?}"
+                        );
+                        assert!(last.3 || reaches(&group.pieces, rows), "seed {seed}: {parts:?}");
+                    }
+                    let before = &group.pieces[..group.pieces.len() - 1];
+                    assert!(!reaches(before, rows - last.1), "seed {seed}: {parts:?}");
+                    taken.extend(parts);
+                }
+            }
+            while grouper.gather(None).unwrap() != Gathered::Nothing {
+                assert!(grouper.cut(&mut group));
+                taken.extend(parts(&group));
+            }
+            assert_eq!(taken, batches.concat(), "seed {seed}");
+        }
+        assert!(in_parts > 1_000 && split > 1_000, "{in_parts} {split}");
     }
 }

@@ -200,8 +200,12 @@ impl Streamed {
         if from < chunk.len() {
             self.read.clear();
             self.at = 0;
-            self.read.extend_from_slice(chunk.get(from..).unwrap_or_default());
-            chunk.truncate(from);
+            if from == 0 {
+                std::mem::swap(&mut self.read, chunk);
+            } else {
+                self.read.extend_from_slice(chunk.get(from..).unwrap_or_default());
+                chunk.truncate(from);
+            }
         }
         self.fill(chunk)
     }
@@ -228,7 +232,11 @@ impl Streamed {
             }
             let read = std::mem::take(&mut self.read);
             let Some(payload) = split_frames(read.get(self.at..).unwrap_or_default()).next() else {
+                // All of it has been taken: what one large row needed is given back.
                 self.read = read;
+                self.read.clear();
+                self.read.shrink_to(2 * CHUNK_BYTES);
+                self.at = 0;
                 break;
             };
             let sifted = payload.map_err(Error::from).and_then(|payload| {

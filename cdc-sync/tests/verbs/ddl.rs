@@ -272,6 +272,42 @@ fn renamed_and_dropped_columns_and_tables_stop_the_job() {
     pair.assert_equal().unwrap();
 }
 
+/// A transaction that is too large for a group is applied in parts: what comes before it has been committed by then, and it
+/// has when what follows cannot be applied, so that neither meets green as it is after the change.
+const BESIDE_LARGE: &[Change] = &[
+    Change {
+        before: "INSERT INTO people SELECT n, 'name', 'x' FROM generate_series(2, 120000) n",
+        ddl: "ALTER TABLE people RENAME name TO full_name",
+        after: "UPDATE people SET full_name = 'deux' WHERE id = 2",
+        object: "table public.people, column full_name",
+        statements: &["RENAME COLUMN \"name\" TO \"full_name\""],
+        ..CHANGE
+    },
+    Change {
+        before: "UPDATE people SET note = 'y' WHERE id < 10",
+        ddl: "SELECT",
+        after: "INSERT INTO other SELECT generate_series(1, 120000); ALTER TABLE people RENAME note TO notes;
+            UPDATE people SET notes = 'z' WHERE id < 10",
+        object: "table public.people, column notes",
+        statements: &["RENAME COLUMN \"note\" TO \"notes\""],
+        ..CHANGE
+    },
+];
+
+#[test]
+fn a_change_beside_a_large_transaction_stops_the_job_between_them() {
+    let pair = begun(
+        13,
+        18,
+        "CREATE TABLE people (id int PRIMARY KEY, name text, note text); INSERT INTO people VALUES (1, 'one', 'x');
+         CREATE TABLE other (id int PRIMARY KEY)",
+    );
+    for (number, with) in (1..).zip(BESIDE_LARGE) {
+        mended(&pair, number, with);
+    }
+    pair.assert_equal().unwrap();
+}
+
 #[test]
 fn several_changes_in_one_transaction_stop_before_all_of_it() {
     let pair = begun(
