@@ -50,6 +50,8 @@ struct Segment {
 #[derive(Debug)]
 pub struct Spill<F = File> {
     file: F,
+    /// where the file is, for errors
+    folder: PathBuf,
     segments: Vec<Segment>,
     /// records that are not written yet
     open: Vec<u8>,
@@ -66,10 +68,11 @@ impl Spill<File> {
     pub fn create() -> Result<Self> {
         let folder = folder();
         match tempfile::tempfile_in(&folder) {
-            Ok(file) => Ok(Self::over(file)),
-            Err(error) => Err(local("a file to set changes aside in cannot be made", error)
-                .object(folder.display().to_string())
-                .remedy("set TMPDIR to a folder in which this user may make files")),
+            Ok(file) => Ok(Self {
+                folder,
+                ..Self::over(file)
+            }),
+            Err(error) => Err(not_made(error).object(folder.display().to_string())),
         }
     }
 }
@@ -88,6 +91,7 @@ impl<F: Read + Write + Seek> Spill<F> {
     pub fn over(file: F) -> Self {
         Self {
             file,
+            folder: PathBuf::new(),
             segments: Vec::new(),
             open: Vec::new(),
             begin: 0,
@@ -126,7 +130,8 @@ impl<F: Read + Write + Seek> Spill<F> {
             self.open.clear();
             if length > last.begin {
                 let number = self.segments.len() as u64;
-                read(&mut self.file, last, number, &mut self.open)?;
+                let read = read(&mut self.file, last, number, &mut self.open);
+                read.map_err(|error| self.named(error))?;
             }
             self.begin = last.begin;
         }
@@ -169,10 +174,14 @@ impl<F: Read + Write + Seek> Spill<F> {
         sought
             .and_then(|_| self.file.write_all(&header))
             .and_then(|()| parts.iter().try_for_each(|part| self.file.write_all(part)))
-            .map_err(not_written)?;
+            .map_err(|error| self.named(not_written(error)))?;
         self.begin += segment.length;
         self.segments.push(segment);
         Ok(())
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.object(self.folder.display().to_string())
     }
 
     /// How many segments are written. A cut may take some away.
@@ -187,8 +196,8 @@ impl<F: Read + Write + Seek> Spill<F> {
     /// [`Kind::Local`] when the file does not have what was written to it.
     pub fn read(&mut self, number: usize, out: &mut Vec<u8>) -> Result<bool> {
         if let Some(segment) = self.segments.get(number) {
-            read(&mut self.file, *segment, number as u64, out)?;
-            return Ok(true);
+            let read = read(&mut self.file, *segment, number as u64, out);
+            return read.map(|()| true).map_err(|error| self.named(error));
         }
         if number == self.segments.len() {
             out.extend_from_slice(&self.open);
@@ -206,6 +215,8 @@ impl Segment {
 /// Appends the bytes of a segment to `out`; after an error nothing is added.
 fn read<F: Read + Seek>(file: &mut F, segment: Segment, number: u64, out: &mut Vec<u8>) -> Result<()> {
     let begin = out.len();
+    // Exactly, where reading to the end would double what a large record takes.
+    out.reserve(segment.length as usize);
     let mut header = Align([0; HEADER_BYTES]);
     let bytes = file
         .seek(SeekFrom::Start(segment.at))
@@ -216,7 +227,8 @@ fn read<F: Read + Seek>(file: &mut F, segment: Segment, number: u64, out: &mut V
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
         Err(error) => {
             out.truncate(begin);
-            return Err(local("what was set aside cannot be read", error));
+            return Err(local("what was set aside cannot be read", error)
+                .remedy("nothing of it is committed on the target: run again, with TMPDIR on a sound disk"));
         }
     };
     let intact = found == segment.length
@@ -238,17 +250,41 @@ fn read<F: Read + Seek>(file: &mut F, segment: Segment, number: u64, out: &mut V
     .remedy("nothing of it is committed on the target: run again, with TMPDIR on a sound disk"))
 }
 
-/// A full disk may have room again: the stream waits for it.
+/// ENFILE and EMFILE: the system, or this process, has as many files open as it may.
+const TOO_MANY_FILES: [Option<i32>; 2] = [Some(23), Some(24)];
+
+#[cold]
+fn not_made(error: std::io::Error) -> Error {
+    let what = "a file to set changes aside in cannot be made";
+    if TOO_MANY_FILES.contains(&error.raw_os_error()) {
+        return local(what, error)
+            .remedy("each large transaction that runs on the source needs one: raise the limit of open files")
+            .action(Action::Wait);
+    }
+    if is_full(&error) {
+        return no_room(what, error);
+    }
+    local(what, error).remedy("set TMPDIR to a folder in which this user may make files")
+}
+
 #[cold]
 fn not_written(error: std::io::Error) -> Error {
-    let may_pass = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    let error = local("changes cannot be set aside", error)
-        .remedy("free space where temporary files are kept, or set TMPDIR to a folder with more");
-    if may_pass {
-        error.action(Action::Wait)
-    } else {
-        error
+    let what = "changes cannot be set aside";
+    if is_full(&error) {
+        return no_room(what, error);
     }
+    local(what, error).remedy("set TMPDIR to a folder on a sound disk")
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// A full disk may have room again: the stream waits for it.
+fn no_room(what: &str, error: std::io::Error) -> Error {
+    local(what, error)
+        .remedy("free space where temporary files are kept, or set TMPDIR to a folder with more")
+        .action(Action::Wait)
 }
 
 #[cold]
@@ -343,6 +379,65 @@ mod tests {
     impl Seek for Lossy {
         fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
             self.file.seek(to)
+        }
+    }
+
+    /// A device on which there never is room.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Read for Full {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("it fails"))
+        }
+    }
+
+    impl Seek for Full {
+        fn seek(&mut self, _: SeekFrom) -> io::Result<u64> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_waited_for_and_each_error_says_where_and_what_to_do() {
+        let mut spill = Spill::over(Full);
+        spill.folder = "/somewhere".into();
+        let full = spill.add(&[&[0; SEGMENT_BYTES]]).unwrap_err();
+        let segment = Segment {
+            at: 0,
+            begin: 0,
+            length: 1,
+            crc: 0,
+        };
+        spill.segments.push(segment);
+        let unread = spill.read(0, &mut Vec::new()).unwrap_err();
+        for (error, action) in [(&full, Action::Wait), (&unread, Action::Stop)] {
+            assert_eq!(error.what_to_do(), action);
+            assert_eq!(error.object_name(), Some("/somewhere"));
+            assert!(error.remedy_text().is_some());
+        }
+        let made = |code| not_made(io::Error::from_raw_os_error(code));
+        let [system, process, full, denied] = [23, 24, 28, 13].map(made);
+        for (error, action, remedy) in [
+            (system, Action::Wait, "open files"),
+            (process, Action::Wait, "open files"),
+            (full, Action::Wait, "free space"),
+            (denied, Action::Stop, "may make files"),
+        ] {
+            assert_eq!(error.what_to_do(), action);
+            assert!(
+                error.remedy_text().is_some_and(|text| text.contains(remedy)),
+                "{error:?}"
+            );
         }
     }
 

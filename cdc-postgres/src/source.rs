@@ -33,9 +33,12 @@ use crate::walsender::{
 use crate::wire::{Feature, silence};
 
 use streamed::{LaneDecoder, Streamed};
-#[cfg(any(test, feature = "testing"))]
-pub use streamed::{StreamedFrames, lane_decoder};
 pub(crate) use tail::tail;
+#[cfg(any(test, feature = "testing"))]
+pub use {
+    rolled_back::among as rolled_back_among,
+    streamed::{StreamedFrames, lane_decoder},
+};
 
 /// Bytes after which a read hands its frames on.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -382,10 +385,10 @@ impl Source for PgSource {
             let begin = chunk.bytes.len();
             if let Some(streamed) = self.streamed.as_mut().filter(|streamed| streamed.has_more()) {
                 self.heard = true;
-                if let Some(doubtful) = streamed.doubtful() {
+                if let Some((doubtful, ends)) = streamed.doubtful() {
                     // A task of its own: this call may be given up before there is an answer.
                     let asking = self.asking.get_or_insert_with(|| {
-                        tokio::spawn(rolled_back::among(self.config.clone(), doubtful.to_vec()))
+                        tokio::spawn(rolled_back::among(self.config.clone(), doubtful.to_vec(), ends))
                     });
                     let answer = asking.await;
                     self.asking = None;

@@ -201,7 +201,11 @@ fn written_side_by_side(blue: &PgCluster, rows: u64) {
 
 #[test]
 fn rows_of_many_megabytes_that_come_while_their_transactions_run() {
-    let mut following = Following::start(18, "CREATE TABLE t (id bigint PRIMARY KEY, v bytea)", 16, 50_000);
+    // What blue keeps of a transaction is counted as it is in its log, where these would be small if they were compressed.
+    let schema = "CREATE TABLE t (id bigint PRIMARY KEY, v bytea STORAGE EXTERNAL)";
+    let mut following = Following::start(18, schema, 16, 50_000);
     let peak = following.apply_from(|blue| written_side_by_side(blue, 40), 40);
-    assert!(peak < (64 + COPIES * 16) * MIB + PROCESS, "{} MiB", peak / MIB);
+    // Two more: what was read and is being set aside, and what the lane reads again of the one that goes ahead.
+    let copies = COPIES + 2;
+    assert!(peak < (64 + copies * 16) * MIB + PROCESS, "{} MiB", peak / MIB);
 }

@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 use super::apply::counted;
 use super::budget::Budget;
 use super::control::Control;
+use super::decode::RETAINED_CHUNK_BYTES;
 use super::grouper::GroupLimits;
 use super::internal::{InternalRows, internal_rows};
 use super::pool::BatchPool;
@@ -340,7 +341,9 @@ impl LaneStage {
             .ok_or_else(|| Error::bug("a batch that was emptied is read by someone"))?;
         let read = part.chunk.bytes.len() as u64;
         part.decoder.decode(&mut part.chunk, batch)?;
+        // What waits to be filled again is not counted: it must not keep the memory of a large frame.
         part.chunk.bytes.clear();
+        part.chunk.bytes.shrink_to(RETAINED_CHUNK_BYTES);
         batch.hold(self.budget.charge(batch.footprint()));
         self.pool.fit();
         if cfg!(debug_assertions) {

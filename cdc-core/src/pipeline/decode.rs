@@ -13,7 +13,7 @@ use crate::model::TxnSeq;
 use crate::source::{Decoder, RawChunk};
 
 /// Capacity that an emptied chunk keeps.
-const RETAINED_CHUNK_BYTES: usize = 1 << 20;
+pub(super) const RETAINED_CHUNK_BYTES: usize = 1 << 20;
 
 pub(super) struct DecodeStage {
     pub(super) decoder: Box<dyn Decoder>,

@@ -101,6 +101,8 @@ struct Replay {
     asks_lane: bool,
     /// what was handed out before it ends here
     after: Lsn,
+    /// where it ends
+    ends: Lsn,
     /// what precedes the frames: that it begins
     begin: Vec<u8>,
     frames: SharedSpill,
@@ -165,13 +167,14 @@ impl Streamed {
         }
     }
 
-    /// The subtransactions of which the server must say whether they were rolled back, before there is more.
-    pub(super) fn doubtful(&self) -> Option<&[u32]> {
+    /// The subtransactions of which the server must say whether they were rolled back, before there is more, and where
+    /// their transaction ends.
+    pub(super) fn doubtful(&self) -> Option<(&[u32], Lsn)> {
         let replay = self.replay.as_ref()?;
         replay
             .rolled_back
             .is_none()
-            .then_some(replay.subtransactions.as_slice())
+            .then_some((replay.subtransactions.as_slice(), replay.ends))
     }
 
     /// Takes the server's answer: those that were rolled back.
@@ -458,10 +461,11 @@ impl Streamed {
             }
         }
         let subtransactions: Vec<u32> = aside.began.into_iter().map(|(xid, _)| xid).collect();
+        let ends = end_of(commit)?;
         let (mut asks_lane, mut after) = (false, Lsn::ZERO);
         if let Some(lane) = &mut self.lane {
             (asks_lane, after) = (lane.current == Some(xid), lane.committed);
-            lane.committed = after.max(end_of(commit)?);
+            lane.committed = after.max(ends);
         }
         if !asks_lane {
             chunk.append(&mut begin);
@@ -471,6 +475,7 @@ impl Streamed {
             xid,
             asks_lane,
             after,
+            ends,
             begin,
             frames: aside.frames,
             segment: 0,

@@ -3,4 +3,5 @@
 mod decoded;
 mod lifecycle;
 mod promotion;
+mod rolled_back;
 mod stage;

@@ -33,7 +33,7 @@ impl StreamedFrames {
         if !self.0.has_more() {
             return Ok(false);
         }
-        if let Some(doubtful) = self.0.doubtful() {
+        if let Some((doubtful, _)) = self.0.doubtful() {
             let found = doubtful.iter().copied().filter(|xid| rolled_back(*xid));
             let found = found.collect();
             self.0.settle(found);

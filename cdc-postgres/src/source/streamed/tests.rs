@@ -414,7 +414,7 @@ impl WithLane {
             if !self.answers.next().unwrap() {
                 self.lane.give_up();
             }
-            if let Some(doubtful) = self.streamed.doubtful() {
+            if let Some((doubtful, _)) = self.streamed.doubtful() {
                 let found = doubtful
                     .iter()
                     .copied()
