@@ -11,7 +11,7 @@ use crate::stage::Stage;
 
 #[test]
 fn only_a_server_that_has_come_to_the_end_of_a_transaction_is_asked_about_it() {
-    let stage = Stage::set(18, &[], "CREATE TABLE t (id int PRIMARY KEY)");
+    let stage = Stage::set(18, &[], "CREATE TABLE t (id int PRIMARY KEY);");
     let script = "BEGIN; INSERT INTO t VALUES (0);
         SAVEPOINT a; INSERT INTO t VALUES (1) RETURNING xmin; ROLLBACK TO a;
         SAVEPOINT b; INSERT INTO t VALUES (2) RETURNING xmin; RELEASE b; COMMIT";
