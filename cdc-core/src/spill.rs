@@ -215,7 +215,7 @@ impl Segment {
 /// Appends the bytes of a segment to `out`; after an error nothing is added.
 fn read<F: Read + Seek>(file: &mut F, segment: Segment, number: u64, out: &mut Vec<u8>) -> Result<()> {
     let begin = out.len();
-    // Exactly, where reading to the end would double what a large record takes.
+    // Reading to the end would double what a large record takes while it grows.
     out.reserve(segment.length as usize);
     let mut header = Align([0; HEADER_BYTES]);
     let bytes = file
@@ -273,7 +273,8 @@ fn not_written(error: std::io::Error) -> Error {
     if is_full(&error) {
         return no_room(what, error);
     }
-    local(what, error).remedy("set TMPDIR to a folder on a sound disk")
+    local(what, error)
+        .remedy("set TMPDIR to a folder on a sound disk, where files may be as large as it takes")
 }
 
 fn is_full(error: &std::io::Error) -> bool {

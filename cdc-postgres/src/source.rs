@@ -36,7 +36,7 @@ use streamed::{LaneDecoder, Streamed};
 pub(crate) use tail::tail;
 #[cfg(any(test, feature = "testing"))]
 pub use {
-    rolled_back::among as rolled_back_among,
+    rolled_back::rolled_back_among,
     streamed::{StreamedFrames, lane_decoder},
 };
 

@@ -80,11 +80,11 @@ impl Following {
     /// as much as may be under way is; returns the peak.
     fn apply(&mut self, script: &str, rows: u64) -> u64 {
         let write = |blue: &PgCluster| drop(blue.sql(Pair::DATABASE, script).expect("blue commits"));
-        self.apply_from(write, rows)
+        self.apply_from(write, &format!("SELECT EXISTS (SELECT FROM t WHERE id = {rows})"))
     }
 
-    /// The same of rows that are written in some other way.
-    fn apply_from(&mut self, write: impl FnOnce(&PgCluster), rows: u64) -> u64 {
+    /// The same of rows that are written in some other way, and all there when green answers `arrived` with true.
+    fn apply_from(&mut self, write: impl FnOnce(&PgCluster), arrived: &str) -> u64 {
         let idle = self.peak();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -101,7 +101,7 @@ impl Following {
             self.wait_until_filled(idle);
             holder.batch_execute("COMMIT").await.expect("writes go on");
         });
-        self.wait_for(&format!("SELECT count(*) >= {rows} FROM t WHERE id > 0"));
+        self.wait_for(arrived);
         let peak = self.peak();
         println!("{} MiB idle, {} MiB at most", idle / MIB, peak / MIB);
         self.running.sigterm().expect("it is asked to stop");
@@ -173,8 +173,8 @@ fn rows_of_many_megabytes_in_one_transaction() {
 
 /// Each of these rows in a transaction of its own, which all run until blue has sent what it cannot keep of them.
 fn written_side_by_side(blue: &PgCluster, rows: u64) {
-    let sql = |script: &str| blue.sql(Pair::DATABASE, script).expect("blue answers");
     let row = |n: u64| {
+        let sql = |script: &str| blue.sql(Pair::DATABASE, script).expect("blue answers");
         sql(&format!(
             "BEGIN; INSERT INTO t SELECT {n}, decode(repeat(md5('{n}'), 500000), 'hex');
              DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM t WHERE id = -1) LOOP PERFORM pg_sleep(0.1); END LOOP; END $$;
@@ -191,11 +191,19 @@ fn written_side_by_side(blue: &PgCluster, rows: u64) {
             rows - 10
         );
         let deadline = Instant::now() + LIMIT;
-        while sql(&most_are_sent) != "t" && Instant::now() < deadline {
+        let mut sent = Ok(String::new());
+        while sent.as_deref().is_ok_and(|sent| sent != "t") && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(50));
+            sent = blue.sql(Pair::DATABASE, &most_are_sent);
         }
-        sql("INSERT INTO t VALUES (-1, '')");
-        assert!(Instant::now() < deadline, "blue does not send what still runs");
+        // In any case, since this waits for those who wait for it.
+        let let_go = blue.sql(Pair::DATABASE, "INSERT INTO t VALUES (-1, '')");
+        assert_eq!(
+            sent.expect("blue answers"),
+            "t",
+            "blue does not send what still runs"
+        );
+        let_go.expect("blue has the row");
     });
 }
 
@@ -204,7 +212,10 @@ fn rows_of_many_megabytes_that_come_while_their_transactions_run() {
     // What blue keeps of a transaction is counted as it is in its log, where these would be small if they were compressed.
     let schema = "CREATE TABLE t (id bigint PRIMARY KEY, v bytea STORAGE EXTERNAL)";
     let mut following = Following::start(18, schema, 16, 50_000);
-    let peak = following.apply_from(|blue| written_side_by_side(blue, 40), 40);
+    let peak = following.apply_from(
+        |blue| written_side_by_side(blue, 40),
+        "SELECT count(*) = 40 FROM t WHERE id > 0",
+    );
     // Two more: what was read and is being set aside, and what the lane reads again of the one that goes ahead.
     let copies = COPIES + 2;
     assert!(peak < (64 + copies * 16) * MIB + PROCESS, "{} MiB", peak / MIB);

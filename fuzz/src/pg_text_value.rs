@@ -7,8 +7,8 @@ use cdc_postgres::text::{PG_TEXT, TextReader, data_type};
 use crate::limit::within;
 
 /// OIDs of the types whose text is read.
-const READ: [u32; 16] = [
-    16, 17, 20, 21, 23, 25, 26, 700, 701, 1082, 1083, 1114, 1184, 1700, 2950, 3802,
+const READ: [u32; 17] = [
+    16, 17, 20, 21, 23, 25, 26, 114, 700, 701, 1082, 1083, 1114, 1184, 1700, 2950, 3802,
 ];
 /// OIDs of types whose text is carried: arrays of int4, text, numeric, timestamptz and jsonb, int4range, point, xml.
 const CARRIED: [u32; 8] = [1007, 1009, 1231, 1185, 3807, 3904, 600, 142];

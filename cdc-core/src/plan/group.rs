@@ -25,11 +25,6 @@ pub struct TxnGroup {
 }
 
 impl TxnGroup {
-    /// Rows in the group.
-    pub fn row_count(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.rows.len()).sum()
-    }
-
     /// The transaction that was applied ahead of its commit, if this is the group of one.
     pub fn ahead(&self) -> Option<&TxnRecord> {
         let piece = self.pieces.first()?;

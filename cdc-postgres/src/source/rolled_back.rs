@@ -28,7 +28,7 @@ const KNOWS: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_repla
 ///
 /// # Errors
 /// To be tried again, when the server that answers does not know of the transaction's end.
-pub async fn among(config: Config, subtransactions: Vec<u32>, ends: Lsn) -> Result<HashSet<u32>> {
+pub(super) async fn among(config: Config, subtransactions: Vec<u32>, ends: Lsn) -> Result<HashSet<u32>> {
     let client = connect(&config, &[]).await?;
     let knows = client
         .query_typed(KNOWS, &[(&ends.to_string(), Type::TEXT)])
@@ -41,7 +41,7 @@ pub async fn among(config: Config, subtransactions: Vec<u32>, ends: Lsn) -> Resu
     {
         let what = "the server that was asked which subtransactions were rolled back has not come to the end of their transaction";
         return Err(Error::new(Kind::Unreachable, format!("{what}, {ends}"))
-            .remedy("name only the server that streams in the source's URL")
+            .remedy("let the source's URL lead to the server that streams: by target_session_attrs, or without its other hosts")
             .action(Action::Reconnect));
     }
     let mut found = HashSet::new();
@@ -54,4 +54,13 @@ pub async fn among(config: Config, subtransactions: Vec<u32>, ends: Lsn) -> Resu
         found.extend(rows.iter().map(|row| row.get::<_, i64>(0) as u32));
     }
     Ok(found)
+}
+
+/// What [`among`] answers, for tests of its own.
+///
+/// # Errors
+/// As there.
+#[cfg(any(test, feature = "testing"))]
+pub async fn rolled_back_among(config: Config, subtransactions: Vec<u32>, ends: Lsn) -> Result<HashSet<u32>> {
+    among(config, subtransactions, ends).await
 }
