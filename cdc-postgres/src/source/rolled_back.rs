@@ -56,10 +56,10 @@ pub(super) async fn among(config: Config, subtransactions: Vec<u32>, ends: Lsn) 
     Ok(found)
 }
 
-/// What [`among`] answers, for tests of its own.
+/// Those of `subtransactions` that were rolled back, of a transaction that `ends` there: for tests.
 ///
 /// # Errors
-/// As there.
+/// To be tried again, when the server that answers does not know of the transaction's end.
 #[cfg(any(test, feature = "testing"))]
 pub async fn rolled_back_among(config: Config, subtransactions: Vec<u32>, ends: Lsn) -> Result<HashSet<u32>> {
     among(config, subtransactions, ends).await
