@@ -13,9 +13,9 @@ use crate::limit::within;
 const STEPS: usize = 8;
 /// Lengths and places in the file are in this unit, so that two bytes are enough for records that are larger than a segment.
 const UNIT: usize = 5;
-/// The file, what is to come out, what has come out: each of at most eight records of 320 KiB, in a buffer that grows by
-/// doubling.
-const MOST_BYTES: usize = 16 << 20;
+/// The file, what is to come out, what has come out: each of at most eight records of 320 KiB (2.5 MiB), in a buffer that grows
+/// by doubling, one of which is just being copied (17.5); and what the spill keeps in memory (1).
+const MOST_BYTES: usize = 20 << 20;
 
 pub(crate) fn run(bytes: &[u8]) {
     within(MOST_BYTES, || {
