@@ -8,11 +8,11 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cdc_core::model::{ChangeCounts, Identity, TableRole, TxnKind};
+use cdc_core::model::{ChangeCounts, Identity, TableRole};
 use cdc_core::plan::{ApplyPlan, Piece, PlanMode, Planner, TargetCatalog, TxnGroup};
 use cdc_core::{
     Batch, Checkpoint, ColumnSchema, CommitOutcome, DataType, Engine, Op, Position, Sink, SourceIdentity,
-    TableName, TableSchema, TableSelection, TxnId, TxnRecord, TxnSeq,
+    TableName, TableSchema, TableSelection, TxnId, TxnRecord,
 };
 use cdc_postgres::PgEngine;
 use cdc_postgres::text::{PG_TEXT, TextReader};
@@ -191,19 +191,7 @@ fn table() -> Arc<TableSchema> {
 fn group(table: &Arc<TableSchema>, op: Op, first: usize, rows: usize) -> Result<TxnGroup> {
     let mut batch = Batch::new();
     let number = batch.add_table(table)?;
-    batch.begin(TxnRecord {
-        id: TxnId::new(b"1")?,
-        seq: TxnSeq(1),
-        kind: TxnKind::Log,
-        commit_time_micros: 0,
-        time_precision_micros: 1,
-        origin: None,
-        seen: None,
-        rows: 0..0,
-        first: true,
-        last: true,
-        counts: ChangeCounts::default(),
-    });
+    batch.begin(TxnRecord::new(TxnId::new(b"1")?));
     let version = if op == Op::Insert { 1 } else { 2 };
     for place in 0..rows {
         let mut image = batch.image();

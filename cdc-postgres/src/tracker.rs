@@ -65,24 +65,11 @@ impl PositionTracker for PgTracker {
 #[cfg(test)]
 mod tests {
     use cdc_core::TxnId;
-    use cdc_core::model::{ChangeCounts, TxnKind};
 
     use super::*;
 
     fn txn(commit: u64, end: u64) -> TxnRecord {
-        TxnRecord {
-            id: TxnId::new(&[commit.to_be_bytes(), end.to_be_bytes()].concat()).unwrap(),
-            seq: Default::default(),
-            kind: TxnKind::Log,
-            commit_time_micros: 0,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
-            first: true,
-            last: true,
-            counts: ChangeCounts::default(),
-        }
+        TxnRecord::new(TxnId::new(&[commit.to_be_bytes(), end.to_be_bytes()].concat()).unwrap())
     }
 
     #[test]

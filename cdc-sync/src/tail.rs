@@ -284,9 +284,7 @@ mod tests {
     use std::sync::Arc;
 
     use cdc_core::batch::Truncation;
-    use cdc_core::model::{
-        CanonicalReader, ChangeCounts, DataType, Encoding, Identity, TxnId, TxnKind, TxnRecord,
-    };
+    use cdc_core::model::{CanonicalReader, DataType, Encoding, Identity, TxnId, TxnRecord};
 
     use super::*;
 
@@ -338,17 +336,10 @@ mod tests {
 
     fn begin(batch: &mut Batch, number: u8, first: bool, last: bool) {
         batch.begin(TxnRecord {
-            id: TxnId::new(&[number]).expect("short"),
-            seq: Default::default(),
-            kind: TxnKind::Log,
             commit_time_micros: 7,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
             first,
             last,
-            counts: ChangeCounts::default(),
+            ..TxnRecord::new(TxnId::new(&[number]).expect("short"))
         });
     }
 

@@ -57,6 +57,25 @@ pub struct TxnRecord {
     pub counts: ChangeCounts,
 }
 
+impl TxnRecord {
+    /// A whole transaction of a log, without rows so far; nothing but its identity is known of it.
+    pub fn new(id: TxnId) -> Self {
+        Self {
+            id,
+            seq: TxnSeq::default(),
+            kind: TxnKind::Log,
+            commit_time_micros: 0,
+            time_precision_micros: 1,
+            origin: None,
+            seen: None,
+            rows: 0..0,
+            first: true,
+            last: true,
+            counts: ChangeCounts::default(),
+        }
+    }
+}
+
 /// The accounting of P3: `read = applied + loop + filtered + superseded + dead_lettered` over the life of a
 /// stream. `coalesced` is the part of `applied` that was merged into a later change; `internal` counts
 /// heartbeats, markers and messages, which are not in `read`.

@@ -21,8 +21,8 @@ use crate::batch::{Batch, Op};
 use crate::conflict::Policy;
 use crate::error::{Error, Result};
 use crate::model::{
-    CellReader, ChangeCounts, ColumnSchema, DataType, Encoding, Identity, Position, TableName, TableRole,
-    TableSchema, TxnId, TxnKind, TxnRecord, TxnSeq, Value,
+    CellReader, ColumnSchema, DataType, Encoding, Identity, Position, TableName, TableRole, TableSchema,
+    TxnId, TxnRecord, Value,
 };
 use crate::plan::{ApplyPlan, Planner, TargetCatalog, TargetColumn, TargetTable, UniqueKey};
 use crate::source::{Decoder, PositionTracker, RawChunk};
@@ -47,19 +47,9 @@ struct Keys(Arc<TableSchema>);
 impl Decoder for Keys {
     fn decode(&mut self, chunk: &mut RawChunk, batch: &mut Batch) -> Result<()> {
         let (table, start) = (batch.add_table(&self.0)?, batch.place(&chunk.bytes)?);
-        batch.begin(TxnRecord {
-            id: TxnId::new(chunk.bytes.get(..8).unwrap_or_default())?,
-            seq: TxnSeq::default(),
-            kind: TxnKind::Log,
-            commit_time_micros: 0,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
-            first: true,
-            last: true,
-            counts: ChangeCounts::default(),
-        });
+        batch.begin(TxnRecord::new(TxnId::new(
+            chunk.bytes.get(..8).unwrap_or_default(),
+        )?));
         for place in (0..chunk.bytes.len()).step_by(WIDTH) {
             let (key, op) = (start + place as u32, (place / WIDTH) % 3);
             let image = batch.next_cell();

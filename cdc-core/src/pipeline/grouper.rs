@@ -237,26 +237,29 @@ impl Grouper {
 mod tests {
     use super::*;
     use crate::batch::Op;
-    use crate::model::{ChangeCounts, TxnId, TxnKind, TxnRecord, TxnSeq};
+    use crate::model::{TxnId, TxnKind, TxnRecord, TxnSeq};
     use crate::pipeline::allocations::{Nowhere, schema};
     use crate::testing::Rng;
 
     /// What is followed of a transaction record: transaction, rows, whether it begins and ends there.
     type Part = (u64, usize, bool, bool);
 
+    /// Every fifth has been applied ahead.
+    fn kind(number: u64) -> TxnKind {
+        if number % 5 == 4 {
+            TxnKind::Ahead
+        } else {
+            TxnKind::Log
+        }
+    }
+
     fn record((number, _, first, last): Part) -> TxnRecord {
         TxnRecord {
-            id: TxnId::new(&[]).unwrap(),
             seq: TxnSeq(number),
-            kind: TxnKind::Log,
-            commit_time_micros: 0,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
+            kind: kind(number),
             first,
             last,
-            counts: ChangeCounts::default(),
+            ..TxnRecord::new(TxnId::new(&[]).unwrap())
         }
     }
 
@@ -292,6 +295,10 @@ mod tests {
         for number in 0..1 + rng.below(30) as u64 {
             let most = if rng.percent(20) { 60 } else { 6 };
             let (mut rows, mut first) = (rng.below(most), true);
+            if kind(number) == TxnKind::Ahead {
+                batches.last_mut().unwrap().push((number, 0, true, true));
+                continue;
+            }
             loop {
                 let part = rng.below(rows + 1);
                 let last = part == rows && rng.percent(80);
@@ -333,6 +340,8 @@ mod tests {
                 grouper.add(batch(parts_of_batch));
                 loop {
                     let gathered = grouper.gather(None).unwrap();
+                    // A rest that is waited for must have room.
+                    assert!(gathered != Gathered::Incomplete || !reaches(&grouper.group.pieces, 0));
                     // As the plan thread does, which need not take what may still grow.
                     let cut = gathered == Gathered::Full || (gathered == Gathered::Some && rng.percent(30));
                     if !cut {
@@ -343,6 +352,8 @@ mod tests {
                     let (first, last) = (parts[0], parts[parts.len() - 1]);
                     let rows: usize = parts.iter().map(|part| part.1).sum();
                     assert_eq!(ended, last.3, "seed {seed}");
+                    let is_alone = parts.iter().any(|part| kind(part.0) == TxnKind::Ahead);
+                    assert!(!is_alone || parts.len() == 1, "seed {seed}: {parts:?}");
                     if first.2 && last.3 {
                         split += u32::from(!grouper.group.pieces.is_empty());
                     } else {

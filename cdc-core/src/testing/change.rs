@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::schema::CellFormat;
 use crate::batch::{Batch, Op, Truncation};
 use crate::error::{Error, Result};
-use crate::model::{TableSchema, TxnId, TxnKind, TxnRecord, TxnSeq};
+use crate::model::{TableSchema, TxnId, TxnKind, TxnRecord};
 
 /// One column of an image, values in text form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,17 +68,11 @@ impl SourceTxn {
     /// Its record, with no rows yet.
     pub(super) fn record(&self, first: bool) -> Result<TxnRecord> {
         Ok(TxnRecord {
-            id: TxnId::new(&self.offset.to_be_bytes())?,
-            seq: TxnSeq::default(),
             kind: self.kind,
             commit_time_micros: self.commit_time_micros,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
             first,
             last: false,
-            counts: Default::default(),
+            ..TxnRecord::new(TxnId::new(&self.offset.to_be_bytes())?)
         })
     }
 }

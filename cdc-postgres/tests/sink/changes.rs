@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use cdc_core::batch::Cell;
-use cdc_core::model::{CellReader, ChangeCounts, Identity, TableRole, TxnKind};
+use cdc_core::model::{CellReader, Identity, TableRole, TxnKind};
 use cdc_core::plan::{Piece, TxnGroup};
-use cdc_core::{
-    Batch, ColumnSchema, DataType, Encoding, Op, TableName, TableSchema, TxnId, TxnRecord, TxnSeq,
-};
+use cdc_core::{Batch, ColumnSchema, DataType, Encoding, Op, TableName, TableSchema, TxnId, TxnRecord};
 use cdc_postgres::text::{PG_TEXT, TextReader};
 
 /// A cell of an image.
@@ -76,17 +74,8 @@ impl Changes {
     pub(crate) fn of_kind(kind: TxnKind) -> Self {
         let mut batch = Batch::new();
         batch.begin(TxnRecord {
-            id: TxnId::new(b"1").unwrap(),
-            seq: TxnSeq(1),
             kind,
-            commit_time_micros: 0,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
-            first: true,
-            last: true,
-            counts: ChangeCounts::default(),
+            ..TxnRecord::new(TxnId::new(b"1").unwrap())
         });
         Self {
             batch,

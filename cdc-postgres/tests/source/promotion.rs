@@ -24,12 +24,11 @@ fn checkpoint(source: &SourceIdentity, position: &Position) -> Checkpoint {
     }
 }
 
-/// Waits until the standby has replayed the WAL up to a position.
-fn wait_for_replay(standby: &PgCluster, position: &Position) {
+/// Waits until the standby says so.
+pub(crate) fn until(standby: &PgCluster, question: &str) {
     let deadline = Instant::now() + Duration::from_secs(120);
-    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
-    while standby.sql("app", &replayed).unwrap() != "t" {
-        assert!(Instant::now() < deadline, "the standby does not follow");
+    while standby.sql("app", question).unwrap() != "t" {
+        assert!(Instant::now() < deadline, "{question}");
         std::thread::sleep(Duration::from_millis(60));
     }
 }
@@ -45,7 +44,10 @@ fn a_promoted_standby_that_lagged_is_refused() {
         stage.sql("INSERT INTO t VALUES (1, 'on both')");
         let here = |stage: &Stage| Position::new(stage.sql("SELECT pg_current_wal_flush_lsn()"));
         let shared = here(&stage);
-        wait_for_replay(&standby, &shared);
+        until(
+            &standby,
+            &format!("SELECT pg_last_wal_replay_lsn() >= '{shared}'"),
+        );
         standby.stop(StopMode::Fast).unwrap();
         stage.sql("INSERT INTO t VALUES (2, 'lost')");
         let lost = here(&stage);

@@ -113,8 +113,8 @@ mod tests {
     use std::sync::Arc;
 
     use cdc_core::batch::Truncation;
-    use cdc_core::model::{CanonicalReader, ChangeCounts, Identity, TableSchema, TxnKind};
-    use cdc_core::{Op, TxnId, TxnSeq};
+    use cdc_core::model::{CanonicalReader, Identity, TableSchema};
+    use cdc_core::{Op, TxnId};
 
     use super::*;
 
@@ -165,17 +165,9 @@ mod tests {
 
     fn txn(id: u8, first: bool, last: bool) -> TxnRecord {
         TxnRecord {
-            id: TxnId::new(&[id]).unwrap(),
-            seq: TxnSeq::default(),
-            kind: TxnKind::Log,
-            commit_time_micros: 0,
-            time_precision_micros: 1,
-            origin: None,
-            seen: None,
-            rows: 0..0,
             first,
             last,
-            counts: ChangeCounts::default(),
+            ..TxnRecord::new(TxnId::new(&[id]).unwrap())
         }
     }
 
